@@ -1,0 +1,36 @@
+# Every outside library is found here, by package, and bound to one target.
+find_package(OpenMP REQUIRED)
+find_package(fmt REQUIRED)
+find_package(nlohmann_json REQUIRED)
+find_package(ZLIB REQUIRED)
+find_package(yaml-cpp REQUIRED)
+# 0.7 exports yaml-cpp, 0.8 yaml-cpp::yaml-cpp.
+add_library(occam_yaml INTERFACE)
+if(TARGET yaml-cpp::yaml-cpp)
+  target_link_libraries(occam_yaml INTERFACE yaml-cpp::yaml-cpp)
+else()
+  target_link_libraries(occam_yaml INTERFACE yaml-cpp)
+endif()
+
+find_path(OPENBLAS_INCLUDE_DIR cblas.h PATH_SUFFIXES openblas openblas-openmp x86_64-linux-gnu/openblas-openmp
+          aarch64-linux-gnu/openblas-openmp x86_64-linux-gnu aarch64-linux-gnu)
+find_library(OPENBLAS_LIBRARY openblas PATH_SUFFIXES openblas-openmp)
+if(NOT OPENBLAS_INCLUDE_DIR OR NOT OPENBLAS_LIBRARY)
+  message(FATAL_ERROR "OpenBLAS not found; on Debian and Ubuntu: apt install libopenblas-openmp-dev")
+endif()
+add_library(occam_blas INTERFACE)
+target_include_directories(occam_blas SYSTEM INTERFACE ${OPENBLAS_INCLUDE_DIR})
+target_link_libraries(occam_blas INTERFACE ${OPENBLAS_LIBRARY})
+
+find_path(STB_INCLUDE_DIR stb_image.h PATH_SUFFIXES stb)
+if(NOT STB_INCLUDE_DIR)
+  message(FATAL_ERROR "stb_image.h not found; on Debian and Ubuntu: apt install libstb-dev; "
+                      "elsewhere pass -DSTB_INCLUDE_DIR=FOLDER")
+endif()
+add_library(occam_image_codecs INTERFACE)
+target_include_directories(occam_image_codecs SYSTEM INTERFACE ${STB_INCLUDE_DIR})
+find_package(JPEG)
+if(JPEG_FOUND)
+  target_link_libraries(occam_image_codecs INTERFACE JPEG::JPEG)
+  target_compile_definitions(occam_image_codecs INTERFACE OCCAM_LIBJPEG=1)
+endif()
