@@ -1,0 +1,46 @@
+#pragma once
+// What core's host code asks of CUDA, in plain types. Compiled in when OCCAM_CUDA is 1; nothing else in core knows CUDA.
+#include <cstddef>
+#include <cstdint>
+
+#include "core/allocator.h"
+#include "core/dtype.h"
+#include "core/shape.h"
+#include "core/stream.h"
+
+namespace occam::cuda {
+
+/// 0 when there is no driver or no GPU. Never throws.
+int device_count() noexcept;
+void synchronize(int device);
+/// cudaStream_t of the role, made on first use.
+void* stream(int device, StreamRole role);
+void synchronize_stream(void* stream);
+/// `waiter` waits for all work queued on `on`, through an event.
+void stream_wait(void* waiter, void* on);
+
+/// Caching allocator: 512 B rounding, 2 and 20 MiB segments, best fit, split and merge; on failure processes events,
+/// trims, retries, then throws Error{memory} with requested, free and reserved bytes.
+Allocator& caching_allocator(int device);
+/// Page-locked host memory, cached by size.
+Allocator& pinned_allocator();
+
+/// Any direction by unified addressing; asynchronous on `stream` when the host side is page-locked.
+void memcpy_async(void* to, const void* from, size_t bytes, void* stream);
+void memset_async(void* to, int byte, size_t bytes, void* stream);
+
+/// Element-wise copy with conversion between strided device tensors of equal shape.
+void copy_strided(void* to, DType to_dtype, const Shape& to_strides, const void* from, DType from_dtype,
+                  const Shape& from_strides, const Shape& shape, void* stream);
+/// Every element of a strided device tensor becomes `value`.
+void fill_strided(void* to, DType dtype, const Shape& strides, const Shape& shape, double value, void* stream);
+/// to += alpha * from, contiguous; f32, f64, bf16 (bf16 adds in float and rounds once).
+void add_scaled(void* to, const void* from, DType dtype, int64_t count, double alpha, void* stream);
+/// *step += 1 (i64).
+void increment(int64_t* step, void* stream);
+
+/// NVTX ranges for Scope.
+void range_push(const char* name) noexcept;
+void range_pop() noexcept;
+
+}  // namespace occam::cuda
