@@ -35,9 +35,9 @@ Allocator& pinned_allocator();
 
 /// Switches for tests; they act on every allocation of every device until turned off.
 struct AllocTestMode {
-  bool poison = false;     // fill new memory with 0xFF bytes (a NaN in every floating type)
-  bool red_zones = false;  // guard bytes round each block, checked on free and by check_red_zones()
-  int64_t fail_after = -1; // throw Error{memory} at the n-th allocation from now; -1 = never
+  bool poison = false;      // fill new memory with 0xFF bytes (a NaN in every floating type)
+  bool red_zones = false;   // guard bytes round each block, checked on free and by check_red_zones()
+  int64_t fail_after = -1;  // throw Error{memory} at the n-th allocation from now; -1 = never
 };
 void set_alloc_test_mode(const AllocTestMode& mode);
 /// Number of live or freed blocks whose guard bytes were changed since the last call.

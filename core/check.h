@@ -5,14 +5,15 @@
 #include "core/error.h"
 
 /// OCCAM_CHECK(cond, ErrorKind::input, "{}: wrong magic; is this a safetensors file?", path)
-#define OCCAM_CHECK(condition, kind, ...)                                              \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]] ::occam::fail((kind), ::fmt::format(__VA_ARGS__)); \
+#define OCCAM_CHECK(condition, kind, ...)                \
+  do {                                                   \
+    if (!(condition)) [[unlikely]]                       \
+      ::occam::fail((kind), ::fmt::format(__VA_ARGS__)); \
   } while (false)
 /// For invariants of Occam itself.
-#define OCCAM_ASSERT(condition)                                                        \
-  do {                                                                                 \
-    if (!(condition)) [[unlikely]]                                                     \
-      ::occam::fail(::occam::ErrorKind::internal,                                      \
+#define OCCAM_ASSERT(condition)                                                                    \
+  do {                                                                                             \
+    if (!(condition)) [[unlikely]]                                                                 \
+      ::occam::fail(::occam::ErrorKind::internal,                                                  \
                     ::fmt::format("{}:{}: broken invariant: {}", __FILE__, __LINE__, #condition)); \
   } while (false)

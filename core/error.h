@@ -19,7 +19,8 @@ enum class ErrorKind {
 
 class Error : public std::exception {
  public:
-  /// The message starts with what is wrong, then where, then the fix. The scope path is appended when one is open.
+  /// The message starts with what is wrong, then where, then the fix. The scope path is appended when one is
+  /// open.
   Error(ErrorKind kind, std::string message);
   const char* what() const noexcept override { return text_.c_str(); }
   ErrorKind kind() const { return kind_; }

@@ -1,13 +1,15 @@
 #pragma once
-// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the same bits on the host
-// and in kernels.
+// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011), the same bits on the
+// host and in kernels.
 #include <cstdint>
 
 #include "core/half.h"
 
 namespace occam {
 
-struct Philox4 { uint32_t v[4]; };
+struct Philox4 {
+  uint32_t v[4];
+};
 
 /// Ten rounds over a 128-bit counter with a 64-bit key.
 OCCAM_HD inline Philox4 philox4x32(uint64_t key, uint64_t counter_lo, uint64_t counter_hi) {

@@ -18,18 +18,18 @@ class Rng {
   Rng(uint64_t seed, std::string_view name, uint64_t step = 0) : Rng(hash_name(seed, name), step) {}
   uint32_t next_u32();
   uint64_t next_u64();
-  float uniform();                       // [0, 1)
+  float uniform();  // [0, 1)
   double uniform(double low, double high);
-  double normal();                       // standard normal, Box-Muller on 53-bit uniforms
-  int64_t below(int64_t bound);          // [0, bound), unbiased; bound >= 1
+  double normal();               // standard normal, Box-Muller on 53-bit uniforms
+  int64_t below(int64_t bound);  // [0, bound), unbiased; bound >= 1
   bool bernoulli(double p) { return uniform(0.0, 1.0) < p; }
 
  private:
   uint64_t key_, step_, index_ = 0;
 };
 
-/// Randomness of ops (dropout, drop path) in a training step. The step counter lives in device memory, so a captured
-/// step replays with new numbers. State is (seed, step).
+/// Randomness of ops (dropout, drop path) in a training step. The step counter lives in device memory, so a
+/// captured step replays with new numbers. State is (seed, step).
 namespace op_random {
 /// Seed and step of this thread's training run. The i64 step tensor of every device is set to `step`.
 void seed(uint64_t seed, int64_t step = 0);
@@ -38,8 +38,8 @@ uint64_t current_seed();
 void begin_step(Device device);
 /// i64 [1] on `device`: what kernels read.
 Tensor step_tensor(Device device);
-/// Key for the next random op: hash of the seed, the scope path and the number of earlier random calls in this path
-/// since begin_step.
+/// Key for the next random op: hash of the seed, the scope path and the number of earlier random calls in
+/// this path since begin_step.
 uint64_t next_key();
 }  // namespace op_random
 

@@ -13,7 +13,8 @@ inline constexpr int kMaxDims = 8;
 class Shape {
  public:
   Shape() = default;
-  Shape(std::initializer_list<int64_t> sizes) : Shape(std::span<const int64_t>(sizes.begin(), sizes.size())) {}
+  Shape(std::initializer_list<int64_t> sizes)
+      : Shape(std::span<const int64_t>(sizes.begin(), sizes.size())) {}
   /// Throws Error{shape} when there are more than kMaxDims sizes.
   explicit Shape(std::span<const int64_t> sizes);
 

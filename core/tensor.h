@@ -1,8 +1,8 @@
 #pragma once
 // Tensor: a shared handle to strided data. Copying a Tensor makes an alias.
 //
-// The functions here know nothing of gradients: views and conversions live in namespace `raw` and refuse a tensor
-// that records gradients. Differentiable counterparts (reshape, transpose, slice, cast, ...) are ops.
+// The functions here know nothing of gradients: views and conversions live in namespace `raw` and refuse a
+// tensor that records gradients. Differentiable counterparts (reshape, transpose, slice, cast, ...) are ops.
 #include <cstdint>
 #include <initializer_list>
 #include <memory>
@@ -48,12 +48,16 @@ class Tensor {
   std::string str() const;
 
   /// First element; checks that T is the dtype.
-  template <class T> T* data() const { return static_cast<T*>(checked_data(dtype_of<T>)); }
+  template <class T>
+  T* data() const {
+    return static_cast<T*>(checked_data(dtype_of<T>));
+  }
   void* data_ptr() const;
   /// The only element, converted to double. Waits for the device.
   double item() const;
   /// Every element in row-major order as T (float, double, int64_t ...), copied to the host.
-  template <class T> std::vector<T> to_vector() const;
+  template <class T>
+  std::vector<T> to_vector() const;
 
   // In place. They bump the version and refuse a tensor that needs gradients while gradients are recorded.
   /// Copies values, converting dtype and device; `source` must have the same shape or broadcast to it.
@@ -88,8 +92,10 @@ inline Tensor zeros_like(const Tensor& t) { return zeros(t.shape(), options_of(t
 /// Page-locked host memory, for asynchronous copies to a GPU.
 Tensor empty_pinned(const Shape& shape, DType dtype);
 /// Copies `values` (row-major) into a new tensor; values.size() must equal shape.numel().
-template <class T> Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCPU);
-template <class T> Tensor from_vector(const std::vector<T>& values) {
+template <class T>
+Tensor from_vector(const std::vector<T>& values, const Shape& shape, Device device = kCPU);
+template <class T>
+Tensor from_vector(const std::vector<T>& values) {
   return from_vector(values, Shape{int64_t(values.size())});
 }
 
