@@ -15,10 +15,14 @@ struct bf16 {
   uint16_t bits;
   bf16() = default;
   OCCAM_HD explicit bf16(float value) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 800
+    asm("cvt.rn.bf16.f32 %0, %1;" : "=h"(bits) : "f"(value));  // one instruction; a NaN becomes 0x7fff
+#else
     uint32_t u = as_bits(value);
     // A NaN must stay a NaN: rounding its payload up could make an infinity.
     bits = (u & 0x7fffffffu) > 0x7f800000u ? uint16_t((u >> 16) | 0x40u)
                                            : uint16_t((u + 0x7fffu + ((u >> 16) & 1u)) >> 16);
+#endif
   }
   OCCAM_HD operator float() const { return as_float(uint32_t(bits) << 16); }
 

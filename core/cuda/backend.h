@@ -1,5 +1,6 @@
 #pragma once
-// What core's host code asks of CUDA, in plain types. Compiled in when OCCAM_CUDA is 1; nothing else in core knows CUDA.
+// What core's host code asks of CUDA, in plain types. Compiled in when OCCAM_CUDA is 1; nothing else in core
+// knows CUDA.
 #include <cstddef>
 #include <cstdint>
 
@@ -19,8 +20,8 @@ void synchronize_stream(void* stream);
 /// `waiter` waits for all work queued on `on`, through an event.
 void stream_wait(void* waiter, void* on);
 
-/// Caching allocator: 512 B rounding, 2 and 20 MiB segments, best fit, split and merge; on failure processes events,
-/// trims, retries, then throws Error{memory} with requested, free and reserved bytes.
+/// Caching allocator: 512 B rounding, 2 and 20 MiB segments, best fit, split and merge; on failure processes
+/// events, trims, retries, then throws Error{memory} with requested, free and reserved bytes.
 Allocator& caching_allocator(int device);
 /// Page-locked host memory, cached by size.
 Allocator& pinned_allocator();
@@ -33,7 +34,8 @@ void memset_async(void* to, int byte, size_t bytes, void* stream);
 void copy_strided(void* to, DType to_dtype, const Shape& to_strides, const void* from, DType from_dtype,
                   const Shape& from_strides, const Shape& shape, void* stream);
 /// Every element of a strided device tensor becomes `value`.
-void fill_strided(void* to, DType dtype, const Shape& strides, const Shape& shape, double value, void* stream);
+void fill_strided(void* to, DType dtype, const Shape& strides, const Shape& shape, double value,
+                  void* stream);
 /// to += alpha * from, contiguous; f32, f64, bf16 (bf16 adds in float and rounds once).
 void add_scaled(void* to, const void* from, DType dtype, int64_t count, double alpha, void* stream);
 /// *step += 1 (i64).
