@@ -14,7 +14,7 @@ Arrays naive(const Arrays& in) {
   for (size_t row = 0; row < y.v.size(); row += size_t(n)) {
     auto begin = y.v.begin() + int64_t(row), end = begin + n;
     double largest = *std::max_element(begin, end), sum = 0;
-    for (auto it = begin; it != end; ++it) sum += *it = std::exp(*it - largest);
+    for (auto it = begin; it != end; ++it) sum += * it = std::exp(*it - largest);
     for (auto it = begin; it != end; ++it) *it /= sum;
   }
   return {y};
@@ -24,7 +24,9 @@ Arrays naive(const Arrays& in) {
 OP_SPEC(softmax) {
   auto call = [](const std::vector<occam::Tensor>& in) { return std::vector{occam::softmax(in[0])}; };
   auto add = [&](const occam::Shape& s, const char* name) -> Sample& {
-    return spec.sample(name, {outliers(s)}, call, naive).sum_length(double(s[-1]));
+    // Entries reach about 30: x - max is rounded there, and exp turns that into a relative error of 30
+    // roundings.
+    return spec.sample(name, {outliers(s)}, call, naive).sum_length(double(s[-1])).conditioned(4);
   };
   add({1, 1}, "1x1").small();
   add({3, 7}, "3x7").small();
@@ -32,5 +34,10 @@ OP_SPEC(softmax) {
   add({2, 5, 197}, "2x5x197");
   add({4, 1000}, "4x1000");
   add({3, 4097}, "3x4097");
-  spec.bad("empty-axis", [] { occam::softmax(occam::empty({3, 0})); }, "softmax: axis `n` of x [3,0] is empty");
+  spec.bad(
+      "empty-axis",
+      [] {
+        occam::softmax(occam::empty({3, 0}));
+      },
+      "softmax: axis `n` of x [3,0] is empty");
 }

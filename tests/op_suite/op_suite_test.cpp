@@ -1,0 +1,95 @@
+// One named test for each op, check and sample: "softmax.gradcheck/2x5x197".
+#include <gtest/gtest.h>
+
+#include "core/error.h"
+#include "core/grad_mode.h"
+#include "suite.h"
+
+namespace {
+
+using namespace occam;
+
+class Case : public testing::Test {
+ public:
+  Case(const spec::Spec& spec, const spec::Sample& sample, const suite::Check& check)
+      : spec_(spec), sample_(sample), check_(check) {}
+  void TestBody() override {
+    std::string problem = check_.run(spec_, sample_);
+    if (problem.starts_with("skip:")) GTEST_SKIP() << problem.substr(6);
+    EXPECT_EQ(problem, "");
+  }
+
+ private:
+  const spec::Spec& spec_;
+  const spec::Sample& sample_;
+  const suite::Check& check_;
+};
+
+class BadCase : public testing::Test {
+ public:
+  explicit BadCase(const spec::Bad& bad) : bad_(bad) {}
+  void TestBody() override {
+    try {
+      bad_.call();
+    } catch (const Error& e) {
+      EXPECT_NE(std::string(e.what()).find(bad_.text), std::string::npos) << "got: " << e.what();
+      return;
+    }
+    FAIL() << "no error; expected: " << bad_.text;
+  }
+
+ private:
+  const spec::Bad& bad_;
+};
+
+/// Cases that cannot apply are not registered, so that the count printed is of checks made.
+bool applies(const suite::Check& check, const spec::Spec& spec, const spec::Sample& sample) {
+  std::string name = check.name;
+  if (name == "repeat" || name.ends_with("frozen") || name == "cuda_repeat")
+    if (!spec.nondeterministic_reason().empty()) return false;
+  if (check.on_gpu && (!cuda_available() || !sample.has_cuda)) return false;
+  if (!sample.has_half && name.ends_with("bf16")) return false;
+  if (name == "composite") return bool(sample.composite);
+  if (name.ends_with("unused")) {
+    NoGrad no_grad;
+    if (sample.call(suite::make_inputs(spec, sample, DType::f32, kCPU, false)).size() < 2) return false;
+  }
+  int64_t elements = 0;
+  for (const spec::Input& input : sample.inputs) elements += input.is_absent ? 0 : input.shape.numel();
+  if (name == "gradcheck" && elements == 0) return false;
+  bool gradient = name.find("grad") != std::string::npos && name != "no_grad";
+  return sample.differentiable || !(gradient || name.ends_with("accumulate") || name.ends_with("frozen") ||
+                                    name == "changed" || name.ends_with("unused"));
+}
+
+int register_all(bool small_only) {
+  int count = 0;
+  for (const spec::Spec& spec : spec::spec_table()) {
+    for (const suite::Check& check : suite::all_checks())
+      for (const spec::Sample& sample : spec.samples()) {
+        if (!applies(check, spec, sample) || (small_only && !sample.is_small)) continue;
+        testing::RegisterTest(spec.folder().c_str(), (std::string(check.name) + "/" + sample.name).c_str(),
+                              nullptr, nullptr, __FILE__, __LINE__,
+                              [&] { return static_cast<testing::Test*>(new Case(spec, sample, check)); });
+        ++count;
+      }
+    for (const spec::Bad& bad : spec.bads()) {
+      testing::RegisterTest(spec.folder().c_str(), ("bad/" + bad.name).c_str(), nullptr, nullptr, __FILE__,
+                            __LINE__, [&] { return static_cast<testing::Test*>(new BadCase(bad)); });
+      ++count;
+    }
+  }
+  return count;
+}
+
+}  // namespace
+
+int main(int argc, char** argv) {
+  testing::InitGoogleTest(&argc, argv);
+  bool small_only = false;
+  for (int i = 1; i < argc; ++i) small_only |= std::string(argv[i]) == "--small";
+  int count = register_all(small_only);
+  std::printf("op suite: %zu folders, %d cases of op x check x sample%s\n", spec::spec_table().size(), count,
+              cuda_available() ? ", GPU checks included" : " (no GPU: CPU checks only)");
+  return RUN_ALL_TESTS();
+}

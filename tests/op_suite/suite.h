@@ -1,0 +1,45 @@
+#pragma once
+// The checks that every sample of every op goes through. A check returns "" when it holds, else what is
+// wrong; a text starting with "skip:" means that it does not apply here. They are plain functions so that the
+// suite itself can be tested on ops that are wrong on purpose (mutation_test.cpp).
+#include <functional>
+#include <string>
+#include <vector>
+
+#include "ops/spec.h"
+
+namespace occam::suite {
+
+struct Check {
+  const char* name;
+  bool on_gpu;
+  std::function<std::string(const spec::Spec&, const spec::Sample&)> run;
+};
+const std::vector<Check>& all_checks();
+/// The check of that name; throws when there is none.
+const Check& check_named(const std::string& name);
+
+/// Inputs of a sample as tensors, the same values at every call. Floating ones that want it require
+/// gradients.
+std::vector<Tensor> make_inputs(const spec::Spec& spec, const spec::Sample& sample, DType dtype,
+                                Device device = kCPU, bool with_grad = true);
+/// Outputs and the gradients of all inputs (undefined where none) under fixed random cotangents.
+struct Result {
+  std::vector<Tensor> outputs, grads;
+};
+Result run_sample(const spec::Sample& sample, const spec::Call& call, const std::vector<Tensor>& inputs,
+                  bool with_grad = true);
+
+/// Largest allowed |got - want|: factor * unit roundoff * sqrt(length) * (rms of want + |want|).
+struct Tolerance {
+  double roundoff, length = 1, factor = 8;
+  double extra_relative = 0;  // of rms + |want|: roundings to a smaller type on the way
+};
+/// First element of `got` outside the tolerance in words, or "". NaN equals NaN only; infinities must be
+/// equal.
+std::string compare(const std::vector<double>& got, const std::vector<double>& want,
+                    const Tolerance& tolerance);
+/// "" when both hold the same bits.
+std::string compare_bits(const Tensor& got, const Tensor& want);
+
+}  // namespace occam::suite
