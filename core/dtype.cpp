@@ -36,7 +36,7 @@ double unit_roundoff(DType dtype) {
     case DType::f64:
       return std::ldexp(1.0, -53);
     case DType::bf16:
-      return std::ldexp(1.0, -9);
+      return std::ldexp(1.0, -8);
     case DType::f16:
       return std::ldexp(1.0, -11);
     default:

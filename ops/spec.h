@@ -66,7 +66,9 @@ struct Sample {
   Naive naive;
   Call composite;     // the same from plain ops: the second oracle of forward and gradients
   double length = 1;  // longest sum or chain behind one output element; the error model grows with its root
-  double condition = 1;    // growth of a rounding error inside the op (exp(x): |x|), derived in the spec
+  double condition = 1;       // growth of a rounding error inside the op (exp(x): |x|), derived in the spec
+  double forward_terms = 0;   // size of terms that cancel in an output element, when above its own size
+  double gradient_terms = 0;  // the same for a gradient (softmax: y * gy, where rows of gx sum to 0)
   double bf16_factor = 4;  // roundings to bf16 behind one output element of a GPU kernel, derived in the spec
   bool is_small = false;   // also run under the sanitizers
   bool differentiable = true;  // false: no gradient checks (kinks at the sampled points, integer outputs)
@@ -76,6 +78,9 @@ struct Sample {
   Sample& small() { return is_small = true, *this; }
   Sample& sum_length(double n) { return length = n, *this; }
   Sample& conditioned(double n) { return condition = n, *this; }
+  Sample& cancelling_terms(double forward, double gradient) {
+    return forward_terms = forward, gradient_terms = gradient, *this;
+  }
   Sample& half_roundings(double n) { return bf16_factor = n, *this; }
   Sample& no_gradient() { return differentiable = false, *this; }
   Sample& no_half() { return has_half = false, *this; }

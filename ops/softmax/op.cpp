@@ -9,18 +9,22 @@
 namespace occam {
 namespace {
 
-template <class T> void forward_cpu(const T* x, T* y, int64_t rows, int64_t n) {
+template <class T>
+void forward_cpu(const T* x, T* y, int64_t rows, int64_t n) {
 #pragma omp parallel for if (rows * n > 4096)
   for (int64_t r = 0; r < rows; ++r) {
     const T* in = x + r * n;
     T* out = y + r * n;
     T largest = *std::max_element(in, in + n), sum = 0;
-    for (int64_t i = 0; i < n; ++i) sum += out[i] = std::exp(in[i] - largest);
+    for (int64_t i = 0; i < n; ++i) out[i] = std::exp(in[i] - largest);
+#pragma omp simd reduction(+ : sum)
+    for (int64_t i = 0; i < n; ++i) sum += out[i];
     for (int64_t i = 0; i < n; ++i) out[i] /= sum;
   }
 }
 
-template <class T> void backward_cpu(const T* y, const T* gy, T* gx, int64_t rows, int64_t n) {
+template <class T>
+void backward_cpu(const T* y, const T* gy, T* gx, int64_t rows, int64_t n) {
 #pragma omp parallel for if (rows * n > 4096)
   for (int64_t r = 0; r < rows; ++r) {
     T dot = 0;
@@ -41,7 +45,8 @@ struct Softmax {
     int64_t rows = x.numel() / n;
     if (x.is_cuda()) {
       dispatch_cuda(x.dtype(), [&]<class T>() {
-        OCCAM_ON_CUDA(kernels::softmax_fwd(x.data<T>(), y.data<T>(), rows, n, current_stream(x.device()).handle));
+        OCCAM_ON_CUDA(
+            kernels::softmax_fwd(x.data<T>(), y.data<T>(), rows, n, current_stream(x.device()).handle));
       });
     } else {
       dispatch_float(x.dtype(), [&]<class T>() { forward_cpu(x.data<T>(), y.data<T>(), rows, n); });
@@ -73,8 +78,8 @@ struct Softmax {
 }  // namespace
 
 Tensor softmax(const Tensor& x, int axis) {
-  OCCAM_CHECK(x.shape().wrap(axis) == x.rank() - 1, ErrorKind::shape, "softmax: only the last axis, not axis {} of {}",
-              axis, x.shape().str());
+  OCCAM_CHECK(x.shape().wrap(axis) == x.rank() - 1, ErrorKind::shape,
+              "softmax: only the last axis, not axis {} of {}", axis, x.shape().str());
   return apply<Softmax>({x})[0];
 }
 

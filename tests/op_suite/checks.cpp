@@ -40,8 +40,9 @@ bool wants_any_grad(const Sample& s) {
 /// CPU, and on a GPU as often as the spec derives. `passes`: 2 for gradients, which use rounded results of
 /// the forward pass.
 Tolerance tolerance_for(const Sample& s, DType dtype, Device device, double length, double passes) {
-  if (dtype == DType::f64) return {unit_roundoff(DType::f64), length, 16 * s.condition};
-  Tolerance t{unit_roundoff(DType::f32), length, 8 * passes * s.condition};
+  double terms = passes > 1 ? s.gradient_terms : s.forward_terms;
+  if (dtype == DType::f64) return {unit_roundoff(DType::f64), length, 16 * s.condition, 0, terms};
+  Tolerance t{unit_roundoff(DType::f32), length, 8 * passes * s.condition, 0, terms};
   if (dtype == DType::bf16)
     t.extra_relative = unit_roundoff(dtype) * (device.is_cpu() ? 1.01 : s.bf16_factor * passes);
   return t;
@@ -106,7 +107,7 @@ std::string against_composite(const Spec& spec, const Sample& s) {
   if (!s.composite) return "skip: no composite";
   std::vector<Tensor> a = make_inputs(spec, s, DType::f64), b = make_inputs(spec, s, DType::f64);
   Result got = run_sample(s, s.call, a), want = run_sample(s, s.composite, b);
-  Tolerance t{unit_roundoff(DType::f64), s.length, 64 * s.condition};
+  Tolerance t{unit_roundoff(DType::f64), s.length, 64 * s.condition, 0, s.forward_terms + s.gradient_terms};
   for (size_t i = 0; i < got.outputs.size(); ++i)
     if (std::string e = compare(values_of(got.outputs[i]), values_of(want.outputs[i]), t); !e.empty())
       return fmt::format("output {}: {}", i, e);
@@ -140,8 +141,8 @@ std::string accumulates(const Spec& spec, const Sample& s, Device device) {
     std::vector<double> want = values_of(once[i]);
     for (double& v : want) v *= 2;
     // Atomics may make the second gradient differ by rounding; an overwrite is a factor of two.
-    if (std::string e =
-            compare(values_of(twice.grads[i]), want, {unit_roundoff(DType::f32), s.length, 16 * s.condition});
+    if (std::string e = compare(values_of(twice.grads[i]), want,
+                                {unit_roundoff(DType::f32), s.length, 16 * s.condition, 0, s.gradient_terms});
         !e.empty())
       return fmt::format("gradient of input {} after two backwards: {}", i, e);
   }
@@ -167,7 +168,7 @@ std::string strides_do_not_matter(const Spec& spec, const Sample& s, Device devi
     x = view;
   }
   Result got = run_sample(s, s.call, inputs);
-  Tolerance t{unit_roundoff(DType::f32), s.length, 8 * s.condition};
+  Tolerance t{unit_roundoff(DType::f32), s.length, 8 * s.condition, 0, s.forward_terms + s.gradient_terms};
   for (size_t i = 0; i < got.outputs.size(); ++i)
     if (std::string e = compare(values_of(got.outputs[i]), values_of(want.outputs[i]), t); !e.empty())
       return fmt::format("output {} of strided inputs: {}", i, e);
@@ -288,7 +289,8 @@ std::string unused_outputs(const Spec& spec, const Sample& s, Device device) {
     auto a = grads(false), b = grads(true);
     for (size_t i = 0; i < a.size(); ++i) {
       if (a[i].empty()) a[i].assign(b[i].size(), 0.0);
-      if (std::string e = compare(a[i], b[i], {unit_roundoff(DType::f32), s.length, 8 * s.condition});
+      if (std::string e = compare(
+              a[i], b[i], {unit_roundoff(DType::f32), s.length, 8 * s.condition, 0, s.gradient_terms});
           !e.empty())
         return fmt::format("only output {} used, gradient of input {}: {}", only, i, e);
     }

@@ -30,10 +30,11 @@ struct Result {
 Result run_sample(const spec::Sample& sample, const spec::Call& call, const std::vector<Tensor>& inputs,
                   bool with_grad = true);
 
-/// Largest allowed |got - want|: factor * unit roundoff * sqrt(length) * (rms of want + |want|).
+/// Largest allowed |got - want|: factor * unit roundoff * sqrt(length) * (rms of want + |want| + terms).
 struct Tolerance {
   double roundoff, length = 1, factor = 8;
-  double extra_relative = 0;  // of rms + |want|: roundings to a smaller type on the way
+  double extra_relative = 0;  // in place of unit roundoff: roundings to a smaller type on the way
+  double terms = 0;           // size of what cancels in an element
 };
 /// First element of `got` outside the tolerance in words, or "". NaN equals NaN only; infinities must be
 /// equal.

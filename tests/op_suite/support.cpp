@@ -57,7 +57,7 @@ std::string compare(const std::vector<double>& got, const std::vector<double>& w
   for (size_t i = 0; i < got.size(); ++i) {
     if (std::isnan(want[i]) && std::isnan(got[i])) continue;
     if (got[i] == want[i]) continue;
-    double allowed = scale * (rms + std::abs(want[i])) + 1e-38;
+    double allowed = scale * (rms + std::abs(want[i]) + t.terms) + 1e-38;
     if (std::abs(got[i] - want[i]) <= allowed) continue;
     return fmt::format("element {} of {}: {:.9g}, expected {:.9g}, difference {:.3g}, allowed {:.3g}", i,
                        got.size(), got[i], want[i], std::abs(got[i] - want[i]), allowed);
