@@ -14,7 +14,8 @@ namespace occam::cuda {
 /// 0 when there is no driver or no GPU. Never throws.
 int device_count() noexcept;
 void synchronize(int device);
-/// cudaStream_t of the role, made on first use.
+/// cudaStream_t of the role, made on first use. Makes `device` current for the calling thread, as launches
+/// need it; a thread works with one device at a time.
 void* stream(int device, StreamRole role);
 void synchronize_stream(void* stream);
 /// `waiter` waits for all work queued on `on`, through an event.
@@ -23,8 +24,12 @@ void stream_wait(void* waiter, void* on);
 /// Caching allocator: 512 B rounding, 2 and 20 MiB segments, best fit, split and merge; on failure processes
 /// events, trims, retries, then throws Error{memory} with requested, free and reserved bytes.
 Allocator& caching_allocator(int device);
-/// Page-locked host memory, cached by size.
+/// Page-locked host memory from the same kind of cache.
 Allocator& pinned_allocator();
+/// Tells the allocators that `stream` uses the block around `pointer`, when it is not the stream the block
+/// was allocated on: the block, once freed, waits for it. memcpy_async tells it by itself; pointers of others
+/// are ignored.
+void record_use(const void* pointer, void* stream);
 
 /// Any direction by unified addressing; asynchronous on `stream` when the host side is page-locked.
 void memcpy_async(void* to, const void* from, size_t bytes, void* stream);

@@ -1,0 +1,13 @@
+#pragma once
+// The caching allocators behind backend.h, for capture.cpp and tests.
+#include "core/caching_allocator.h"
+
+namespace occam::cuda {
+
+CachingAllocator& device_cache(int device);
+CachingAllocator& pinned_cache();
+
+/// Device of one of backend.h's streams; for other handles the calling thread's current device.
+int device_of(void* stream);
+
+}  // namespace occam::cuda
