@@ -22,6 +22,13 @@ int cuda_device_count() {
 #endif
 }
 
+std::string device_name() {
+#if OCCAM_CUDA
+  if (cuda::device_count() > 0) return cuda::device_name(0);
+#endif
+  return "cpu";
+}
+
 bool cuda_available() { return cuda_device_count() > 0; }
 
 void synchronize(Device device) {

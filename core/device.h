@@ -22,6 +22,8 @@ inline constexpr Device cuda_device(int index = 0) { return {DeviceType::cuda, i
 /// True when this build has CUDA and a usable GPU is present. Never throws.
 bool cuda_available();
 int cuda_device_count();
+/// "NVIDIA H100 80GB HBM3" of the first GPU; "cpu" without one.
+std::string device_name();
 /// Waits for all work queued on the device; nothing on the CPU.
 void synchronize(Device device);
 

@@ -3,6 +3,7 @@
 // knows CUDA.
 #include <cstddef>
 #include <cstdint>
+#include <string>
 
 #include "core/allocator.h"
 #include "core/dtype.h"
@@ -13,6 +14,8 @@ namespace occam::cuda {
 
 /// 0 when there is no driver or no GPU. Never throws.
 int device_count() noexcept;
+/// As the driver calls it: "NVIDIA H100 80GB HBM3".
+std::string device_name(int device);
 void synchronize(int device);
 /// cudaStream_t of the role, made on first use. Makes `device` current for the calling thread, as launches
 /// need it; a thread works with one device at a time.

@@ -1,6 +1,10 @@
 // One named test for each op, check and sample: "softmax.gradcheck/2x5x197".
 #include <gtest/gtest.h>
 
+#include <cstdio>
+#include <map>
+
+#include "core/device.h"
 #include "core/error.h"
 #include "core/grad_mode.h"
 #include "suite.h"
@@ -82,14 +86,63 @@ int register_all(bool small_only) {
   return count;
 }
 
+/// Collects results by op for the records of GPU runs.
+class Recorder : public testing::EmptyTestEventListener {
+ public:
+  struct Count {
+    int passed = 0, failed = 0;
+    double seconds = 0;
+  };
+  void OnTestEnd(const testing::TestInfo& info) override {
+    if (std::string(info.name()).find("cuda_") != 0) return;
+    Count& c = counts_[info.test_suite_name()];
+    ++(info.result()->Passed() ? c.passed : c.failed);
+    c.seconds += double(info.result()->elapsed_time()) / 1000;
+  }
+  /// One <op>.json for each op all of whose GPU checks passed.
+  void write(const std::string& folder) const {
+    std::string script = OCCAM_SOURCE_DIR "/tests/tools/stale_records.sh";
+    for (const auto& [op, count] : counts_) {
+      if (count.failed > 0) continue;
+      std::string hash;
+      FILE* pipe = popen((script + " hash " + op).c_str(), "r");
+      for (int c; pipe && (c = fgetc(pipe)) != EOF && c != '\n';) hash += char(c);
+      if (pipe) pclose(pipe);
+      FILE* out = fopen((folder + "/" + op + ".json").c_str(), "w");
+      if (out == nullptr) continue;
+      fprintf(
+          out,
+          "{\"op\": \"%s\", \"sources\": \"%s\", \"device\": \"%s\", \"passed\": %d, \"seconds\": %.2f}\n",
+          op.c_str(), hash.c_str(), device_name().c_str(), count.passed, count.seconds);
+      fclose(out);
+    }
+  }
+
+ private:
+  std::map<std::string, Count> counts_;
+};
+
 }  // namespace
 
 int main(int argc, char** argv) {
   testing::InitGoogleTest(&argc, argv);
   bool small_only = false;
-  for (int i = 1; i < argc; ++i) small_only |= std::string(argv[i]) == "--small";
+  std::string records;
+  for (int i = 1; i < argc; ++i) {
+    std::string argument = argv[i];
+    if (argument == "--small")
+      small_only = true;
+    else if (argument.starts_with("--records="))
+      records = argument.substr(10);
+    else
+      return std::fprintf(stderr, "unknown argument %s; known: --small, --records=FOLDER\n", argv[i]), 2;
+  }
   int count = register_all(small_only);
   std::printf("op suite: %zu folders, %d cases of op x check x sample%s\n", spec::spec_table().size(), count,
               cuda_available() ? ", GPU checks included" : " (no GPU: CPU checks only)");
-  return RUN_ALL_TESTS();
+  auto* recorder = new Recorder;  // owned by GoogleTest
+  testing::UnitTest::GetInstance()->listeners().Append(recorder);
+  int result = RUN_ALL_TESTS();
+  if (!records.empty() && cuda_available()) recorder->write(records);
+  return result;
 }
