@@ -1,0 +1,173 @@
+#include "apps/common/app.h"
+
+#include <omp.h>
+#include <signal.h>
+#include <unistd.h>
+
+#include <atomic>
+#include <charconv>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+
+#include "apps/common/environment.h"
+#include "apps/common/yaml.h"
+#include "core/check.h"
+#include "core/io/atomic_file.h"
+
+namespace occam {
+namespace {
+
+std::atomic<bool> stop_flag{false};
+static_assert(std::atomic<bool>::is_always_lock_free);
+
+extern "C" void on_stop_signal(int) {
+  stop_flag.store(true);
+  constexpr char kText[] = "\nstopping; results so far are being saved (once more: stop at once)\n";
+  if (write(STDERR_FILENO, kText, sizeof kText - 1) < 0) return;
+}
+
+void install_signals() {
+  struct sigaction action {};
+  action.sa_handler = on_stop_signal;
+  action.sa_flags = SA_RESETHAND | SA_RESTART;  // the second signal finds the default: it kills
+  sigaction(SIGINT, &action, nullptr);
+  sigaction(SIGTERM, &action, nullptr);
+  // A file-size limit must come back from write() as an error that names the file.
+  signal(SIGXFSZ, SIG_IGN);
+}
+
+/// Thrown by App::checked under --check.
+struct CheckDone {};
+
+void print_out(const std::string& text) {
+  bool written = std::fwrite(text.data(), 1, text.size(), stdout) == text.size() && std::fflush(stdout) == 0;
+  OCCAM_CHECK(written, ErrorKind::system, "cannot write to the standard output");
+}
+
+int run_or_throw(const std::vector<std::string>& words, const AppInfo& info, const app_detail::Steps& steps) {
+  Arguments arguments = parse_arguments({words.begin() + 1, words.end()}, info);
+  if (arguments.help) {
+    ConfigNode defaults = steps.defaults();
+    print_out(arguments.help_key.empty() ? help_text(info, defaults)
+                                         : help_text_of(info, defaults, arguments.help_key));
+    return 0;
+  }
+  steps.read(load_config(arguments));
+  if (arguments.print_config) {
+    print_out(dump_yaml(steps.describe(), true));
+    return 0;
+  }
+  App app(info, arguments, words);
+  try {
+    steps.run(app);
+    app.close();
+  } catch (const CheckDone&) {
+    if (!app.json()) print_out(info.name + ": the command line, config and input are fine\n");
+    return 0;
+  }
+  return 0;
+}
+
+}  // namespace
+
+bool stop_requested() { return stop_flag.load(); }
+
+Device device_from(const std::string& name) {
+  if (name == "cpu") return kCPU;
+  if (name == "auto") return cuda_available() ? cuda_device() : kCPU;
+  std::string_view rest = name;
+  int index = 0;
+  bool known = rest.starts_with("cuda");
+  rest.remove_prefix(known ? 4 : 0);
+  if (known && !rest.empty()) {
+    auto [end, error] = std::from_chars(rest.data() + 1, rest.data() + rest.size(), index);
+    known = rest[0] == ':' && rest.size() > 1 && index >= 0 && error == std::errc() &&
+            end == rest.data() + rest.size();
+  }
+  OCCAM_CHECK(known, ErrorKind::usage, "--device {}: expected auto, cpu, cuda or cuda:N", name);
+  OCCAM_CHECK(cuda_available(), ErrorKind::usage,
+              "--device {}: no usable GPU, or a build without CUDA; use --device cpu", name);
+  OCCAM_CHECK(index < cuda_device_count(), ErrorKind::usage,
+              "--device {}: there are {} GPUs, numbered from 0", name, cuda_device_count());
+  return cuda_device(index);
+}
+
+App::App(const AppInfo& info, Arguments arguments, const std::vector<std::string>& command_line)
+    : info_(info), arguments_(std::move(arguments)), command_line_(command_line) {}
+
+void App::set_up(CommonConfig& config) {
+  device_ = device_from(arguments_.device);
+  if (config.precision == "auto") config.precision = device_.is_cuda() ? "bf16" : "f32";
+  OCCAM_CHECK(config.precision != "tf32" || device_.is_cuda(), ErrorKind::usage,
+              "precision: tf32 exists on a GPU only; use f32 or bf16 on the CPU");
+  if (config.threads > 0) omp_set_num_threads(int(config.threads));
+  if (config.out.dir.empty()) {
+    OCCAM_CHECK(arguments_.resume != "auto", ErrorKind::usage,
+                "--resume auto needs out.dir: the folder of the run");
+    config.out.dir = default_run_dir(info_.name).string();
+  }
+}
+
+void App::checked() const {
+  if (arguments_.check) throw CheckDone{};
+}
+
+RunFolder& App::start_run(const CommonConfig::Out& out, const ConfigNode& resolved) {
+  checked();
+  run_ = std::make_unique<RunFolder>(
+      RunFolder::Options{.dir = out.dir, .overwrite = out.overwrite, .resume = arguments_.resume});
+  std::filesystem::path config_path = run_->path() / "config.resolved.yaml";
+  if (run_->resume_from()) {
+    fmt::print(stderr, "{}: continuing from {}\n", info_.name, run_->resume_from()->string());
+    if (std::filesystem::exists(config_path)) {
+      for (const std::string& change : config_changes(read_yaml(config_path), resolved))
+        fmt::print(stderr, "{}: changed since then: {}\n", info_.name, change);
+    }
+  }
+  write_file_atomic(config_path, dump_yaml(resolved));
+  write_json(run_->path() / "env.json", describe_environment(info_.name, command_line_, device_));
+  return *run_;
+}
+
+void App::finish(const Json& summary) {
+  if (run_) run_->finish(summary);
+  finished_ = true;
+  if (json()) {
+    print_out(dump_json(summary));
+  } else if (run_) {
+    fmt::print(stderr, "{}: results are in {}\n", info_.name, run_->dir().string());
+  }
+}
+
+void App::close() const {
+  if (finished_ || !run_) return;
+  OCCAM_CHECK(!stop_requested(), ErrorKind::system, "stopped before the end{}",
+              run_->checkpoint_steps().empty()
+                  ? std::string("; nothing was saved")
+                  : fmt::format("; continue with the same command, out.dir={} and --resume auto",
+                                run_->dir().string()));
+}
+
+namespace app_detail {
+
+int run_app(int argc, char** argv, const AppInfo& info, const Steps& steps) {
+  install_signals();
+  int code = 1;
+  std::string message;
+  try {
+    return run_or_throw({argv, argv + argc}, info, steps);
+  } catch (const Error& e) {
+    code = e.exit_code();
+    message = e.what();
+  } catch (const std::bad_alloc&) {
+    code = 4;
+    message = "out of memory; use a smaller batch";
+  } catch (const std::exception& e) {
+    message = e.what();
+  }
+  fmt::print(stderr, "{}: error: {}\n", info.name, message);
+  return code;
+}
+
+}  // namespace app_detail
+}  // namespace occam
