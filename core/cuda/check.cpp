@@ -101,4 +101,12 @@ DeviceGuard::~DeviceGuard() {
   if (changed_) report_cuda_error(cudaSetDevice(previous_), "cudaSetDevice");
 }
 
+AllowInCapture::AllowInCapture() {
+  report_cuda_error(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+}
+
+AllowInCapture::~AllowInCapture() {
+  report_cuda_error(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
+}
+
 }  // namespace occam::cuda

@@ -32,6 +32,19 @@ class DeviceGuard {
   bool changed_ = false;
 };
 
+/// Lets this thread call what an open capture would forbid although it does not touch the captured work:
+/// reserving memory, creating handles, asking events that lie outside the capture.
+class AllowInCapture {
+ public:
+  AllowInCapture();
+  ~AllowInCapture();
+  AllowInCapture(const AllowInCapture&) = delete;
+  AllowInCapture& operator=(const AllowInCapture&) = delete;
+
+ private:
+  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
+};
+
 }  // namespace occam::cuda
 
 /// OCCAM_CUDA_CHECK(cudaMemcpyAsync(...));

@@ -12,23 +12,6 @@ namespace occam::cuda {
 
 namespace {
 
-/// Lets this thread call what a capture on one of its streams would forbid and does not concern: reserving
-/// memory and asking events that lie outside the capture.
-class AllowInCapture {
- public:
-  AllowInCapture() {
-    report_cuda_error(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
-  }
-  ~AllowInCapture() {
-    report_cuda_error(cudaThreadExchangeStreamCaptureMode(&mode_), "cudaThreadExchangeStreamCaptureMode");
-  }
-  AllowInCapture(const AllowInCapture&) = delete;
-  AllowInCapture& operator=(const AllowInCapture&) = delete;
-
- private:
-  cudaStreamCaptureMode mode_ = cudaStreamCaptureModeRelaxed;
-};
-
 struct Mark {
   cudaEvent_t event = nullptr;
   int device = 0;
