@@ -1,0 +1,18 @@
+#pragma once
+#include "data/image/image.h"
+
+namespace occam {
+
+enum class Filter : uint8_t { bilinear, bicubic };
+
+/// Antialiased resize, equal to Pillow's Image.resize on 8-bit pixels: the filter is widened by the scale
+/// when shrinking (Turkowski, "Filters for Common Resampling Tasks", Graphics Gems I, 1990; bicubic is Keys'
+/// kernel with a = -0.5, IEEE TASSP 29(6), 1981), one direction after the other with 8 bits between them and
+/// 22-bit fixed-point weights. Columns are resampled before rows, except where the rows lost are more than
+/// twice the columns lost: then rows come first, as in Pillow 13 (earlier releases keep the order, and differ
+/// there on hard edges). Only `window` of the width x height result is computed and returned; it must lie
+/// inside. A default window is all of it. Throws Error{input} on an empty image or a size or window out of
+/// range.
+Image resize(const Image& image, int64_t width, int64_t height, Filter filter, Rect window = {});
+
+}  // namespace occam
