@@ -2,6 +2,7 @@
 
 #include <array>
 #include <mutex>
+#include <string>
 #include <vector>
 
 #include "core/cuda/backend.h"
@@ -35,6 +36,12 @@ int device_count() noexcept {
     return 0;
   }();
   return count;
+}
+
+std::string device_name(int device) {
+  cudaDeviceProp properties{};
+  OCCAM_CUDA_CHECK(cudaGetDeviceProperties(&properties, device));
+  return properties.name;
 }
 
 void synchronize(int device) {
