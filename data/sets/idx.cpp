@@ -65,15 +65,15 @@ struct IdxData {
 IdxData read_idx(const std::string& path, int rank) {
   constexpr int64_t kMaxCount = 1 << 28, kMaxSide = 4096, kMaxBytes = int64_t(1) << 34;
   GzFile file(path);
-  std::vector<uint8_t> head = file.read(4 + 4 * rank, "header");
-  uint32_t expected = 0x0800u + uint32_t(rank);
-  OCCAM_CHECK(be32(head.data()) == expected, ErrorKind::input,
-              "{}: magic number {:#010x}, expected {:#010x} (idx, bytes, {} sizes)", path, be32(head.data()),
-              expected, rank);
+  uint32_t magic = be32(file.read(4, "header").data()), expected = 0x0800u + uint32_t(rank);
+  OCCAM_CHECK(magic == expected, ErrorKind::input,
+              "{}: magic number {:#010x}, expected {:#010x} (idx, bytes, {} sizes)", path, magic, expected,
+              rank);
+  std::vector<uint8_t> head = file.read(4 * rank, "header");
   IdxData data;
   int64_t total = 1;
   for (int i = 0; i < rank; ++i) {
-    int64_t size = be32(head.data() + 4 + 4 * i), most = i == 0 ? kMaxCount : kMaxSide;
+    int64_t size = be32(head.data() + 4 * i), most = i == 0 ? kMaxCount : kMaxSide;
     OCCAM_CHECK(size >= 1 && size <= most && total <= kMaxBytes / size, ErrorKind::input,
                 "{}: size {} of the header is {}, allowed are 1 to {} and {} bytes in all", path, i, size,
                 most, kMaxBytes);

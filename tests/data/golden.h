@@ -1,5 +1,7 @@
 #pragma once
 // Goldens written by tests/tools/make_data_goldens.py: a line of text, then raw bytes, again and again.
+#include <gtest/gtest.h>
+
 #include <cstdint>
 #include <cstring>
 #include <filesystem>
@@ -7,6 +9,7 @@
 #include <iterator>
 #include <sstream>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 #include "data/image/image.h"
@@ -40,6 +43,22 @@ inline void write_bytes(const std::filesystem::path& path, const std::vector<uin
   std::filesystem::create_directories(path.parent_path());
   std::ofstream(path, std::ios::binary)
       .write(reinterpret_cast<const char*>(bytes.data()), long(bytes.size()));
+}
+
+inline ::testing::AssertionResult has(const std::string& text, const std::string& part) {
+  if (text.find(part) != text.npos) return ::testing::AssertionSuccess();
+  return ::testing::AssertionFailure() << "'" << text << "' does not hold '" << part << "'";
+}
+
+/// A vector of what the arguments are: int64_t for integers, double, or std::string.
+template <class... T>
+auto list(const T&... values) {
+  if constexpr ((std::is_integral_v<T> && ...))
+    return std::vector<int64_t>{int64_t(values)...};
+  else if constexpr ((std::is_floating_point_v<T> && ...))
+    return std::vector<double>{double(values)...};
+  else
+    return std::vector<std::string>{values...};
 }
 
 /// One record after the other of a golden file.

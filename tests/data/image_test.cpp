@@ -1,4 +1,3 @@
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <cmath>
@@ -10,8 +9,6 @@
 
 namespace occam::testing {
 namespace {
-
-using ::testing::HasSubstr;
 
 int largest_difference(const Image& a, const std::vector<uint8_t>& b) {
   EXPECT_EQ(a.size(), int64_t(b.size()));
@@ -147,7 +144,7 @@ TEST_P(Decoders, EveryTruncationIsAnErrorThatNamesTheFile) {
     std::vector<uint8_t> bytes = read_bytes(kGolden / "images" / name);
     for (size_t length = 0; length + 2 < bytes.size(); length += 7) {
       std::string text = error_of([&] { decode_image({bytes.data(), length}, "some/file", options); });
-      EXPECT_THAT(text, HasSubstr("some/file")) << name << " cut to " << length;
+      EXPECT_TRUE(has(text, "some/file")) << name << " cut to " << length;
     }
   }
 }
@@ -158,33 +155,33 @@ TEST_P(Decoders, RefusesWhatItShould) {
   };
   std::vector<uint8_t> jpeg = read_bytes(kGolden / "images/444.jpg"),
                        png = read_bytes(kGolden / "images/rgb.png");
-  EXPECT_THAT(text({}, options), HasSubstr("empty"));
-  EXPECT_THAT(text({'G', 'I', 'F', '8', '9', 'a'}, options), HasSubstr("neither a JPEG nor a PNG"));
+  EXPECT_TRUE(has(text({}, options), "empty"));
+  EXPECT_TRUE(has(text({'G', 'I', 'F', '8', '9', 'a'}, options), "neither a JPEG nor a PNG"));
   DecodeOptions small = options;
   small.max_pixels = 24 * 17 - 1;
-  EXPECT_THAT(text(jpeg, small), HasSubstr("data.max_pixels"));
-  EXPECT_THAT(text(png, small), HasSubstr("data.max_pixels"));
+  EXPECT_TRUE(has(text(jpeg, small), "data.max_pixels"));
+  EXPECT_TRUE(has(text(png, small), "data.max_pixels"));
   small.max_pixels = 24 * 17;
   EXPECT_NO_THROW(decode_image(jpeg, "f", small));
 
   std::vector<uint8_t> flipped = png;
   flipped[flipped.size() / 2] ^= 1;
-  EXPECT_THAT(text(flipped, options), HasSubstr("checksum"));
+  EXPECT_TRUE(has(text(flipped, options), "checksum"));
   // A header that states 13000 x 13000 pixels over a few hundred bytes: refused before memory is asked for.
   size_t sof = 0;
   while (!(jpeg[sof] == 0xFF && jpeg[sof + 1] == 0xC0)) ++sof;
   std::vector<uint8_t> liar = jpeg;
   liar[sof + 5] = liar[sof + 7] = 13000 >> 8;
-  EXPECT_THAT(text(liar, options), HasSubstr("cannot hold"));
+  EXPECT_TRUE(has(text(liar, options), "cannot hold"));
   liar[sof + 5] = liar[sof + 7] = 0xFF;
-  EXPECT_THAT(text(liar, options), HasSubstr("data.max_pixels"));
+  EXPECT_TRUE(has(text(liar, options), "data.max_pixels"));
   std::vector<uint8_t> deep = jpeg;
   deep[sof + 4] = 12;
-  EXPECT_THAT(text(deep, options), HasSubstr("12-bit"));
+  EXPECT_TRUE(has(text(deep, options), "12-bit"));
 }
 
 TEST(Image, MissingFileIsAnInputError) {
-  EXPECT_THAT(error_of([] { decode_image_file("/nowhere/x.png"); }), HasSubstr("/nowhere/x.png"));
+  EXPECT_TRUE(has(error_of([] { decode_image_file("/nowhere/x.png"); }), "/nowhere/x.png"));
 }
 
 // The pack of odd, hostile and broken files: nothing crashes or takes seconds, every error names the file,
@@ -213,7 +210,7 @@ TEST_P(Decoders, TrickyImages) {
       text = e.what();
       ++refused;
       EXPECT_EQ(e.kind(), ErrorKind::input);
-      EXPECT_THAT(text, HasSubstr(path));
+      EXPECT_TRUE(has(text, path));
     }
     if (kind == "other" || pillow != "ok" || (kind == "jpeg" && libjpeg != "ok")) continue;
     if (image.empty()) {
