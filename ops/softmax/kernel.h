@@ -4,8 +4,10 @@
 namespace occam::kernels {
 
 /// y = softmax of each of `rows` contiguous rows of `n` elements.
-template <class T> void softmax_fwd(const T* x, T* y, int64_t rows, int64_t n, void* stream);
+template <class T>
+void softmax_fwd(const T* x, T* y, int64_t rows, int64_t n, void* stream);
 /// gx = y * (gy - sum(y * gy)) by row.
-template <class T> void softmax_bwd(const T* y, const T* gy, T* gx, int64_t rows, int64_t n, void* stream);
+template <class T>
+void softmax_bwd(const T* y, const T* gy, T* gx, int64_t rows, int64_t n, void* stream);
 
 }  // namespace occam::kernels

@@ -1,0 +1,44 @@
+#include "core/vmath.h"
+
+#include <gtest/gtest.h>
+
+#include <limits>
+
+namespace occam {
+namespace {
+
+TEST(Vmath, ExpWithinTwoUlp) {
+  double worst = 0;
+  for (double x = -87.3; x < 88.7; x += 0.000613) {
+    double want = std::exp(double(float(x)));
+    worst = std::max(worst, std::abs(double(vexp(float(x))) - want) / want);
+  }
+  EXPECT_LT(worst, 2 * std::ldexp(1.0, -23));
+  EXPECT_EQ(vexp(-100.0f), 0.0f);
+  EXPECT_EQ(vexp(-std::numeric_limits<float>::infinity()), 0.0f);
+  EXPECT_EQ(vexp(std::numeric_limits<float>::infinity()), std::numeric_limits<float>::infinity());
+  EXPECT_TRUE(std::isnan(vexp(std::nanf(""))));
+}
+
+TEST(Vmath, TanhAndErf) {
+  double tanh_worst = 0, erf_worst = 0;
+  for (double x = -12; x < 12; x += 0.000171) {
+    auto f = float(x);
+    tanh_worst = std::max(tanh_worst, std::abs(double(vtanh(f)) - std::tanh(double(f))));
+    erf_worst = std::max(erf_worst, std::abs(double(verf(f)) - std::erf(double(f))));
+  }
+  EXPECT_LT(tanh_worst, 2e-7);
+  EXPECT_LT(erf_worst, 2e-7);
+  for (float tiny : {1e-30f, -3e-8f}) {
+    EXPECT_FLOAT_EQ(vtanh(tiny), tiny);
+    EXPECT_FLOAT_EQ(verf(tiny), float(std::erf(double(tiny))));
+  }
+  float inf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(vtanh(inf), 1.0f);
+  EXPECT_EQ(verf(-inf), -1.0f);
+  EXPECT_TRUE(std::isnan(vtanh(std::nanf(""))));
+  EXPECT_TRUE(std::isnan(verf(std::nanf(""))));
+}
+
+}  // namespace
+}  // namespace occam
