@@ -1,0 +1,25 @@
+#pragma once
+// Matrix products on either device behind one call; OpenBLAS on the CPU, cuBLASLt on a GPU.
+#include "core/tensor.h"
+
+namespace occam {
+
+/// Row-major d[m,n] = op(a)[m,k] op(b)[k,n] + beta d; op(x) is x or, with trans, its transpose. A batch
+/// repeats it at the strides given. Pointers are those of contiguous tensors of `dtype_ab` (inputs) and
+/// `dtype_d` on `device`.
+struct Product {
+  Device device;
+  DType dtype_ab = DType::f32, dtype_d = DType::f32;
+  bool trans_a = false, trans_b = false;
+  int64_t m = 0, n = 0, k = 0;
+  int64_t lda = 0, ldb = 0, ldd = 0;  // 0: packed
+  int64_t batch = 1, stride_a = 0, stride_b = 0, stride_d = 0;
+  double alpha = 1, beta = 0;
+};
+void matrix_product(const Product& p, const void* a, const void* b, void* d);
+
+/// f32 products on the CUDA tensor cores in TF32 (10-bit mantissa) while set; default off: true f32.
+void set_tf32(bool allowed);
+bool tf32_allowed();
+
+}  // namespace occam
