@@ -191,7 +191,7 @@ void RunFolder::choose_place(const Options& options) {
     OCCAM_CHECK(options.overwrite, ErrorKind::usage,
                 "{} holds {} run; choose another out.dir{} or set out.overwrite=true", dir_.string(),
                 is_finished(dir_) ? "a finished" : "an unfinished",
-                steps_in(dir_).empty() ? "" : ", continue it with --resume auto");
+                is_finished(dir_) || steps_in(dir_).empty() ? "" : ", continue it with --resume auto");
   }
   path_ = keep && !begin_again ? partial : dir_;
   if (fs::exists(path_, error)) {

@@ -4,6 +4,7 @@
 
 #include "apps/common/yaml.h"
 #include "core/config_visit.h"
+#include "core/rng.h"
 #include "tests/apps/example_config.h"
 #include "tests/core/expect_error.h"
 #include "tests/core/temp_folder.h"
@@ -160,6 +161,43 @@ TEST(Config, BadYaml) {
   refused(bomb, "more than");
   refused(std::string(5000, '['), "c.yaml:1:");
   EXPECT_OCCAM_ERROR(read_yaml("/nonexistent/c.yaml"), ErrorKind::usage, "/nonexistent/c.yaml");
+}
+
+// Whatever the text, a config is read or an Error is thrown.
+TEST(Config, MutatedFilesNeverDoWorseThanAnError) {
+  const std::string whole = dump_yaml(describe_config(read("{model: {replace: [{blocks: [1, 2]}]}}")), true);
+  const std::string alphabet = "0123456789-.eE[]{}:,#&*!|>'\"%@?~ \n\t\\anul\x01\xff";
+  Rng rng(1, "config mutations");
+  int accepted = 0, refused = 0;
+  for (int round = 0; round < 3000; ++round) {
+    std::string text = whole;
+    for (int64_t change = 1 + rng.below(3); change > 0; --change) {
+      size_t at = size_t(rng.below(int64_t(text.size())));
+      char other = alphabet[size_t(rng.below(int64_t(alphabet.size())))];
+      switch (rng.below(4)) {
+        case 0:
+          text[at] = other;
+          break;
+        case 1:
+          text.insert(at, 1, other);
+          break;
+        case 2:
+          text.erase(at, size_t(1 + rng.below(5)));
+          break;
+        default:
+          text.insert(at, text.substr(size_t(rng.below(int64_t(text.size()))), 20));
+      }
+    }
+    try {
+      resolved(read(text));
+      ++accepted;
+    } catch (const Error& e) {
+      ++refused;
+      EXPECT_EQ(int(e.kind()), int(ErrorKind::usage)) << e.what();
+    }
+  }
+  EXPECT_GT(accepted, 200);
+  EXPECT_GT(refused, 200);
 }
 
 TEST(Config, ChangesNameEveryDifference) {

@@ -37,6 +37,7 @@ class RunFolderTest : public ::testing::Test {
   void leave_finished(const std::string& mark) {
     auto run = open(true);
     write_bytes(run->path() / "result.txt", mark);
+    add_checkpoint(*run, 1);
     run->finish({{"mark", mark}});
   }
   std::string metrics() { return read_bytes(dir_ / "metrics.jsonl"); }
@@ -61,7 +62,8 @@ TEST_F(RunFolderTest, AFinishedRunHoldsItsFilesAndNoLock) {
 
 TEST_F(RunFolderTest, AFinishedRunIsNotReplacedUnasked) {
   leave_finished("first");
-  EXPECT_OCCAM_ERROR(open(), ErrorKind::usage, "holds a finished run");
+  EXPECT_OCCAM_ERROR(open(), ErrorKind::usage,
+                     "holds a finished run; choose another out.dir or set out.overwrite=true");
   EXPECT_OCCAM_ERROR(open(false, "auto"), ErrorKind::usage, "nothing to resume");
   EXPECT_EQ(read_bytes(dir_ / "result.txt"), "first");
 }
@@ -89,7 +91,7 @@ TEST_F(RunFolderTest, AnOverwritingRunResumesWhereItWorked) {
   EXPECT_TRUE(fs::exists(dir_ / "result.txt"));
   run->finish({});
   EXPECT_FALSE(fs::exists(dir_ / "result.txt"));
-  EXPECT_TRUE(fs::exists(dir_ / "ckpt"));
+  EXPECT_EQ(run->checkpoint_steps(), std::vector<int64_t>{10});
 }
 
 TEST_F(RunFolderTest, AnUnfinishedRunIsResumedOrRefused) {
