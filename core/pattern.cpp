@@ -57,6 +57,7 @@ Contract::Arg parse_arg(const std::string& text, bool named, std::string_view co
   }
   std::istringstream in(axes);
   for (std::string token; in >> token;) {
+    if (token == "()") continue;
     if (token == "*")
       arg.any = true;
     else
