@@ -5,6 +5,8 @@
 #include <algorithm>
 #include <atomic>
 #include <chrono>
+#include <map>
+#include <set>
 #include <thread>
 
 #include "core/error.h"
@@ -77,6 +79,39 @@ TEST(Loader, ResultsDoNotDependOnWorkers) {
     Loader loader(images(107), augmenting(), o);
     EXPECT_EQ(drain(loader), expected) << workers;
   }
+}
+
+TEST(Loader, AugmentationBelongsToTheImageAndEpoch) {
+  std::map<std::pair<int64_t, int64_t>, std::vector<float>> seen;
+  for (int64_t size : {20, 7}) {
+    LoaderOptions o = options(1);
+    o.mix = {};
+    o.batch = size;
+    Loader loader(images(40), augmenting(), o);
+    for (const Record& r : drain(loader))
+      for (size_t i = 0; i < r.indices.size(); ++i) {
+        size_t numel = r.images.size() / r.indices.size();
+        std::vector<float> image(r.images.begin() + long(i * numel),
+                                 r.images.begin() + long((i + 1) * numel));
+        auto [entry, fresh] = seen.insert({{r.epoch, r.indices[i]}, image});
+        EXPECT_EQ(entry->second, image);
+        EXPECT_EQ(fresh, size == 20);
+      }
+  }
+}
+
+TEST(Loader, MixingIsDrawnForEachBatch) {
+  LoaderOptions o = options(2);
+  o.mix = {.mixup = 1.0};
+  Loader loader(images(107), augmenting(), o);
+  std::set<float> shares;  // the larger share of each batch; pairs of one class give 1
+  for (const Record& r : drain(loader)) {
+    float share = 0;
+    for (float t : r.targets)
+      if (t < 0.9999f) share = std::max(share, t);
+    shares.insert(share);
+  }
+  EXPECT_GT(shares.size(), 15u);  // of 18
 }
 
 TEST(Loader, EpochsEndWithNothingOnceEach) {
@@ -162,7 +197,7 @@ LoaderOptions in_order(int workers, int64_t batch) {
 
 TEST(Loader, ErrorsComeInTheirTurnAndStay) {
   for (int workers : {0, 1, 4}) {
-    auto set = std::make_shared<Faulty>(400, std::vector<int64_t>{137, 85, 90});
+    auto set = std::make_shared<Faulty>(400, std::vector<int64_t>{137, 85, 110});
     Loader loader(set, augmenting(), in_order(workers, 40));
     EXPECT_TRUE(loader.next());
     EXPECT_TRUE(loader.next());

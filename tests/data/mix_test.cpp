@@ -2,6 +2,7 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
 #include <cmath>
 #include <numeric>
 #include <vector>
@@ -30,7 +31,7 @@ TEST(Mix, BetaHasItsMoments) {
 
 TEST(Mix, CutmixLambdaIsTheUncoveredShare) {
   Rng rng(3, "cutmix");
-  int clipped = 0;
+  int clipped = 0, odd = 0;
   for (int i = 0; i < 500; ++i) {
     MixPlan plan = draw_mix({.cutmix = 1.0}, 20, 30, rng);
     ASSERT_TRUE(plan.cutmix);
@@ -38,9 +39,16 @@ TEST(Mix, CutmixLambdaIsTheUncoveredShare) {
     ASSERT_TRUE(0 <= plan.left && plan.left <= plan.right && plan.right <= 30);
     int64_t covered = (plan.bottom - plan.top) * (plan.right - plan.left);
     EXPECT_DOUBLE_EQ(plan.lambda, 1 - double(covered) / 600);
-    clipped += plan.top == 0 || plan.left == 0 || plan.bottom == 20 || plan.right == 30;
+    bool cut = plan.top == 0 || plan.left == 0 || plan.bottom == 20 || plan.right == 30;
+    clipped += cut;
+    if (cut) continue;
+    // Whole boxes are floor(20 r) x floor(30 r) for one r.
+    int64_t h = plan.bottom - plan.top, w = plan.right - plan.left;
+    EXPECT_LT(std::max(double(h) / 20, double(w) / 30), std::min(double(h + 1) / 20, double(w + 1) / 30));
+    odd += h % 2;
   }
   EXPECT_GT(clipped, 100);
+  EXPECT_GT(odd, 15);
 }
 
 TEST(Mix, ChoosesAsOftenAsAsked) {
