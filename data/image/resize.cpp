@@ -2,10 +2,12 @@
 
 #include <algorithm>
 #include <cmath>
+#include <cstring>
 #include <utility>
 #include <vector>
 
 #include "core/check.h"
+#include "core/vmath.h"
 
 namespace occam {
 
@@ -66,28 +68,55 @@ Weights make_weights(int64_t in, int64_t out, int64_t from, int64_t positions, F
 uint8_t to_byte(int32_t sum) { return uint8_t(std::clamp(sum >> kFractionBits, 0, 255)); }
 constexpr int32_t kHalf = 1 << (kFractionBits - 1);
 
-template <int C>
-void resize_row(const uint8_t* in, uint8_t* out, int64_t positions, const Weights& w) {
+using Int4 = int32_t __attribute__((vector_size(16)));
+
+/// One row of 3-channel pixels, widened to 32 bits. Reads one number past the last pixel.
+OCCAM_VECTORIZED void resize_row_colour(const int32_t* in, uint8_t* out, int64_t positions,
+                                        const Weights& w) {
   for (int64_t i = 0; i < positions; ++i) {
-    const uint8_t* source = in + w.first[size_t(i)] * C;
+    const int32_t* source = in + w.first[size_t(i)] * 3;
     const int32_t* weight = w.value.data() + i * w.taps;
-    int32_t sum[C];
-    for (int c = 0; c < C; ++c) sum[c] = kHalf;
-    for (int64_t k = 0, n = w.count[size_t(i)]; k < n; ++k)
-      for (int c = 0; c < C; ++c) sum[c] += source[k * C + c] * weight[k];
-    for (int c = 0; c < C; ++c) out[i * C + c] = to_byte(sum[c]);
+    Int4 sum = {kHalf, kHalf, kHalf, kHalf};  // the last lane is not used
+    for (int64_t k = 0, n = w.count[size_t(i)]; k < n; ++k) {
+      Int4 pixel;
+      std::memcpy(&pixel, source + k * 3, sizeof pixel);
+      sum += pixel * weight[k];
+    }
+    for (int c = 0; c < 3; ++c) out[i * 3 + c] = to_byte(sum[c]);
   }
+}
+
+OCCAM_VECTORIZED void resize_row_grey(const uint8_t* in, uint8_t* out, int64_t positions, const Weights& w) {
+  for (int64_t i = 0; i < positions; ++i) {
+    const uint8_t* source = in + w.first[size_t(i)];
+    const int32_t* weight = w.value.data() + i * w.taps;
+    int32_t sum = kHalf;
+    for (int64_t k = 0, n = w.count[size_t(i)]; k < n; ++k) sum += source[k] * weight[k];
+    out[i] = to_byte(sum);
+  }
+}
+
+OCCAM_VECTORIZED void add_row(const uint8_t* in, int32_t weight, int32_t* sum, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) sum[i] += in[i] * weight;
+}
+
+OCCAM_VECTORIZED void store_row(const int32_t* sum, uint8_t* out, int64_t n) {
+  for (int64_t i = 0; i < n; ++i) out[i] = to_byte(sum[i]);
 }
 
 /// Resamples rows [y0, y0 + rows) of `in` along x.
 Image across(const Image& in, int64_t y0, int64_t rows, const Weights& w) {
   auto positions = int64_t(w.first.size());
   Image out(positions, rows, in.channels());
-  for (int64_t y = 0; y < rows; ++y)
-    if (in.channels() == 3)
-      resize_row<3>(in.row(y0 + y), out.row(y), positions, w);
-    else
-      resize_row<1>(in.row(y0 + y), out.row(y), positions, w);
+  std::vector<int32_t> wide(size_t(in.width() * in.channels() + 1));
+  for (int64_t y = 0; y < rows; ++y) {
+    if (in.channels() == 1) {
+      resize_row_grey(in.row(y0 + y), out.row(y), positions, w);
+      continue;
+    }
+    std::copy_n(in.row(y0 + y), in.width() * 3, wide.data());
+    resize_row_colour(wide.data(), out.row(y), positions, w);
+  }
   return out;
 }
 
@@ -99,13 +128,9 @@ Image down(const Image& in, int64_t x0, int64_t columns, const Weights& w) {
   std::vector<int32_t> sum(static_cast<size_t>(n));
   for (int64_t y = 0; y < positions; ++y) {
     std::fill(sum.begin(), sum.end(), kHalf);
-    for (int64_t k = 0; k < w.count[size_t(y)]; ++k) {
-      const uint8_t* source = in.row(w.first[size_t(y)] + k) + x0 * c;
-      int32_t weight = w.value[size_t(y * w.taps + k)];
-      for (int64_t i = 0; i < n; ++i) sum[size_t(i)] += source[i] * weight;
-    }
-    uint8_t* to = out.row(y);
-    for (int64_t i = 0; i < n; ++i) to[i] = to_byte(sum[size_t(i)]);
+    for (int64_t k = 0; k < w.count[size_t(y)]; ++k)
+      add_row(in.row(w.first[size_t(y)] + k) + x0 * c, w.value[size_t(y * w.taps + k)], sum.data(), n);
+    store_row(sum.data(), out.row(y), n);
   }
   return out;
 }

@@ -37,8 +37,7 @@ Listing list(const fs::path& folder) {
     std::string name = it->path().filename().string();
     if (name.starts_with('.')) continue;
     std::error_code broken_link;
-    fs::file_status status = it->status(broken_link);
-    if (fs::is_directory(status))
+    if (it->is_directory(broken_link))
       listing.folders.push_back(name);
     else if (has_image_extension(name))
       listing.files.push_back(name);
