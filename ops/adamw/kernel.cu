@@ -1,0 +1,97 @@
+#include "ops/adamw/kernel.h"
+
+#include "core/cuda/launch.h"
+#include "core/cuda/reduce.cuh"
+
+namespace occam::kernels {
+
+using namespace cuda;
+
+namespace {
+
+constexpr int kThreads = 256;
+// Places in StepScalars.
+constexpr int kRate = 0, kUpdates = 1, kNorm = 2, kSkip = 3;
+
+__global__ void norm_partial(const UpdateChunk* chunks, float* partial) {
+  UpdateChunk c = chunks[blockIdx.x];
+  float sum = 0;
+  for (int64_t i = threadIdx.x; i < c.count; i += blockDim.x) sum += c.grad[i] * c.grad[i];
+  sum = block_sum(sum);
+  if (threadIdx.x == 0) partial[blockIdx.x] = sum;
+}
+
+__global__ void norm_final(const float* partial, int64_t count, float* scalars) {
+  double sum = 0;
+  for (int64_t i = threadIdx.x; i < count; i += blockDim.x) sum += double(partial[i]);
+  sum = block_sum(sum);
+  if (threadIdx.x != 0) return;
+  bool finite = isfinite(sum);
+  scalars[kNorm] = float(sqrt(sum));
+  scalars[kSkip] = finite ? 0.0f : 1.0f;
+  if (finite) scalars[kUpdates] += 1;
+}
+
+__global__ void adamw_kernel(const UpdateChunk* chunks, const float* scalars, AdamWNumbers<float> numbers,
+                             float clip) {
+  if (scalars[kSkip] != 0) return;
+  UpdateChunk c = chunks[blockIdx.x];
+  float lr = scalars[kRate], factor = clip_factor(scalars[kNorm], clip);
+  float correction1 = bias_correction(numbers.log1, scalars[kUpdates]);
+  float correction2 = bias_correction(numbers.log2, scalars[kUpdates]);
+  for (int64_t i = threadIdx.x; i < c.count; i += blockDim.x) {
+    float p = c.param[i], m = c.first[i], v = c.second[i];
+    adamw_element(p, m, v, c.grad[i] * factor, lr, c.weight_decay, numbers, correction1, correction2);
+    c.param[i] = p, c.first[i] = m, c.second[i] = v;
+    if (c.shadow) c.shadow[i] = bf16(p);
+  }
+}
+
+__global__ void sgd_kernel(const UpdateChunk* chunks, const float* scalars, float momentum, float clip) {
+  if (scalars[kSkip] != 0) return;
+  UpdateChunk c = chunks[blockIdx.x];
+  float lr = scalars[kRate], factor = clip_factor(scalars[kNorm], clip);
+  for (int64_t i = threadIdx.x; i < c.count; i += blockDim.x) {
+    float p = c.param[i], buffer = c.first[i];
+    sgd_element(p, buffer, c.grad[i] * factor, lr, c.weight_decay, momentum);
+    c.param[i] = p, c.first[i] = buffer;
+    if (c.shadow) c.shadow[i] = bf16(p);
+  }
+}
+
+__global__ void ema_kernel(const UpdateChunk* chunks, float decay, float rest) {
+  UpdateChunk c = chunks[blockIdx.x];
+  for (int64_t i = threadIdx.x; i < c.count; i += blockDim.x)
+    c.param[i] = decay * c.param[i] + rest * c.grad[i];
+}
+
+}  // namespace
+
+void gradient_norm(const UpdateChunk* chunks, int64_t count, float* partial, float* scalars, void* stream) {
+  if (count > 0) norm_partial<<<grid_of_rows(count), kThreads, 0, as_stream(stream)>>>(chunks, partial);
+  check_launch("gradient_norm", stream);
+  norm_final<<<1, kThreads, 0, as_stream(stream)>>>(partial, count, scalars);
+  check_launch("gradient_norm", stream);
+}
+
+void adamw(const UpdateChunk* chunks, int64_t count, const float* scalars, const AdamWNumbers<float>& numbers,
+           float clip, void* stream) {
+  if (count == 0) return;
+  adamw_kernel<<<grid_of_rows(count), kThreads, 0, as_stream(stream)>>>(chunks, scalars, numbers, clip);
+  check_launch("adamw", stream);
+}
+
+void sgd(const UpdateChunk* chunks, int64_t count, const float* scalars, float momentum, float clip,
+         void* stream) {
+  if (count == 0) return;
+  sgd_kernel<<<grid_of_rows(count), kThreads, 0, as_stream(stream)>>>(chunks, scalars, momentum, clip);
+  check_launch("sgd", stream);
+}
+
+void ema(const UpdateChunk* chunks, int64_t count, float decay, float rest, void* stream) {
+  if (count == 0) return;
+  ema_kernel<<<grid_of_rows(count), kThreads, 0, as_stream(stream)>>>(chunks, decay, rest);
+  check_launch("ema", stream);
+}
+
+}  // namespace occam::kernels

@@ -1,0 +1,260 @@
+#include "ops/adamw/op.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "autograd/node.h"
+#include "core/grad_mode.h"
+#include "ops/adamw/kernel.h"
+#include "ops/op.h"
+
+namespace occam {
+
+namespace {
+
+using kernels::UpdateChunk;
+
+void bump(const Tensor& t) {
+  if (t) t.impl().storage->bump_version();
+}
+
+void check_slot(const UpdateSlot& s) {
+  for (const Tensor* t : {&s.grad, &s.first, &s.second})
+    OCCAM_CHECK(!*t || (t->shape() == s.param.shape() && t->dtype() == s.param.dtype() && t->is_contiguous()),
+                ErrorKind::internal, "optimiser: {} beside parameter {}", t->str(), s.param.str());
+}
+
+/// The list of chunks on the device.
+[[maybe_unused]] Tensor upload(const std::vector<UpdateSlot>& slots, int64_t& count) {
+  std::vector<UpdateChunk> chunks;
+  auto at = [](const Tensor& t, int64_t offset) { return t ? t.data<float>() + offset : nullptr; };
+  for (const UpdateSlot& s : slots) {
+    check_slot(s);
+    for (int64_t start = 0, n = s.param.numel(); start < n; start += kernels::kUpdateChunk)
+      chunks.push_back({at(s.param, start), at(s.first, start), at(s.second, start), at(s.grad, start),
+                        s.shadow ? s.shadow.data<bf16>() + start : nullptr,
+                        std::min(kernels::kUpdateChunk, n - start), float(s.weight_decay)});
+  }
+  count = int64_t(chunks.size());
+  std::vector<uint8_t> bytes(chunks.size() * sizeof(UpdateChunk));
+  std::copy_n(reinterpret_cast<const uint8_t*>(chunks.data()), bytes.size(), bytes.data());
+  return from_vector(bytes, {int64_t(bytes.size())}, slots.empty() ? kCPU : slots[0].param.device());
+}
+
+[[maybe_unused]] const UpdateChunk* chunks_of(const Tensor& table) {
+  return reinterpret_cast<const UpdateChunk*>(table.data<uint8_t>());
+}
+
+/// f(slot, pointer type tag) over the slots on the CPU.
+template <class F>
+void each_on_cpu(const std::vector<UpdateSlot>& slots, F&& f) {
+  for (const UpdateSlot& s : slots) {
+    check_slot(s);
+    dispatch_float(s.param.dtype(), [&]<class T>() { f.template operator()<T>(s); });
+    if (!s.shadow) continue;
+    NoGrad no_grad;
+    detach(s.shadow).copy_(detach(s.param));
+  }
+}
+
+void bump_all(const std::vector<UpdateSlot>& slots) {
+  for (const UpdateSlot& s : slots) bump(s.param), bump(s.first), bump(s.second), bump(s.shadow);
+}
+
+}  // namespace
+
+StepScalars::StepScalars(Device device) : values(zeros({4}, {DType::f32, device})) {}
+
+void StepScalars::set_learning_rate(double lr) { raw::slice(values, 0, 0, 1).fill_(lr); }
+
+void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars) {
+  if (scalars.values.is_cuda()) {
+    OCCAM_ON_CUDA({
+      int64_t count = 0;
+      Tensor table = upload(slots, count), partial = empty({count}, options_of(scalars.values));
+      kernels::gradient_norm(chunks_of(table), count, partial.data<float>(), scalars.values.data<float>(),
+                             current_stream(scalars.values.device()).handle);
+    });
+    return;
+  }
+  double squares = 0;
+  for (const UpdateSlot& s : slots)
+    dispatch_float(s.grad.dtype(), [&]<class T>() {
+      const T* g = s.grad.data<T>();
+      double sum = 0;
+#pragma omp simd reduction(+ : sum)
+      for (int64_t i = 0; i < s.grad.numel(); ++i) sum += double(g[i]) * double(g[i]);
+      squares += sum;
+    });
+  float* v = scalars.values.data<float>();
+  v[2] = float(std::sqrt(squares));
+  v[3] = std::isfinite(squares) ? 0.0f : 1.0f;
+  if (std::isfinite(squares)) v[1] += 1;
+}
+
+void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, const AdamWOptions& o,
+                  double clip) {
+  bump_all(slots);
+  if (scalars.values.is_cuda()) {
+    OCCAM_ON_CUDA({
+      int64_t count = 0;
+      Tensor table = upload(slots, count);
+      kernels::adamw(chunks_of(table), count, scalars.values.data<float>(),
+                     kernels::AdamWNumbers<float>(o.beta1, o.beta2, o.eps), float(clip),
+                     current_stream(scalars.values.device()).handle);
+    });
+    return;
+  }
+  const float* v = scalars.values.data<float>();
+  if (v[3] != 0) return;
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+    kernels::AdamWNumbers<T> numbers(o.beta1, o.beta2, o.eps);
+    T lr = T(v[0]), factor = kernels::clip_factor(T(v[2]), T(clip));
+    T c1 = kernels::bias_correction(numbers.log1, T(v[1])),
+      c2 = kernels::bias_correction(numbers.log2, T(v[1]));
+    T *p = s.param.data<T>(), *m = s.first.data<T>(), *q = s.second.data<T>();
+    const T* g = s.grad.data<T>();
+    int64_t n = s.param.numel();
+#pragma omp parallel for simd if (n > 16384)
+    for (int64_t i = 0; i < n; ++i)
+      kernels::adamw_element(p[i], m[i], q[i], g[i] * factor, lr, T(s.weight_decay), numbers, c1, c2);
+  });
+}
+
+void sgd_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, double momentum,
+                double clip) {
+  bump_all(slots);
+  if (scalars.values.is_cuda()) {
+    OCCAM_ON_CUDA({
+      int64_t count = 0;
+      Tensor table = upload(slots, count);
+      kernels::sgd(chunks_of(table), count, scalars.values.data<float>(), float(momentum), float(clip),
+                   current_stream(scalars.values.device()).handle);
+    });
+    return;
+  }
+  const float* v = scalars.values.data<float>();
+  if (v[3] != 0) return;
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+    T lr = T(v[0]), factor = kernels::clip_factor(T(v[2]), T(clip));
+    T *p = s.param.data<T>(), *buffer = s.first.data<T>();
+    const T* g = s.grad.data<T>();
+    int64_t n = s.param.numel();
+#pragma omp parallel for simd if (n > 16384)
+    for (int64_t i = 0; i < n; ++i)
+      kernels::sgd_element(p[i], buffer[i], g[i] * factor, lr, T(s.weight_decay), T(momentum));
+  });
+}
+
+void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& values, double decay) {
+  OCCAM_ASSERT(averages.size() == values.size());
+  std::vector<UpdateSlot> slots;
+  for (size_t i = 0; i < averages.size(); ++i) {
+    slots.push_back({.param = averages[i], .grad = values[i]});
+    bump(averages[i]);
+  }
+  if (slots.empty()) return;
+  if (averages[0].is_cuda()) {
+    OCCAM_ON_CUDA({
+      int64_t count = 0;
+      Tensor table = upload(slots, count);
+      kernels::ema(chunks_of(table), count, float(decay), float(1 - decay),
+                   current_stream(averages[0].device()).handle);
+    });
+    return;
+  }
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+    T *average = s.param.data<T>(), keep = T(decay), rest = T(1 - decay);
+    const T* value = s.grad.data<T>();
+    int64_t n = s.param.numel();
+#pragma omp parallel for simd if (n > 16384)
+    for (int64_t i = 0; i < n; ++i) average[i] = keep * average[i] + rest * value[i];
+  });
+}
+
+// The updates as ops that return new tensors: for the table, the suite and the benchmarks.
+namespace {
+
+constexpr NonDifferentiable kUpdate{"an optimiser update is not part of the differentiated graph"};
+
+/// Scalars after `updates` earlier steps, with this rate.
+StepScalars scalars_for(const Tensor& p, double lr, int64_t updates) {
+  StepScalars s(p.device());
+  raw::slice(s.values, 0, 0, 1).fill_(lr);
+  raw::slice(s.values, 0, 1, 1).fill_(double(updates));
+  return s;
+}
+
+struct AdamW {
+  struct Attrs {
+    double lr = 1e-3, weight_decay = 0, clip = 0;
+    int64_t updates = 0;
+  };
+  static constexpr OpInfo info{.name = "adamw", .contract = "p: n, g: n, m: n, v: n -> n, n, n"};
+  static constexpr NonDifferentiable kNoGradient = kUpdate;
+  static Outs forward(Ctx&, In in, const Attrs& a) {
+    Tensor p = raw::clone(in[0]), m = raw::clone(in[2]), v = raw::clone(in[3]);
+    StepScalars s = scalars_for(p, a.lr, a.updates);
+    std::vector<UpdateSlot> slots{
+        {.param = p, .grad = in[1], .first = m, .second = v, .weight_decay = a.weight_decay}};
+    gradient_norm(slots, s);
+    adamw_update(slots, s, {}, a.clip);
+    return {p, m, v};
+  }
+  static Cost cost(Shapes in, DType, const Attrs&) {
+    return {15 * double(in[0].numel()), 28 * double(in[0].numel())};
+  }
+};
+
+struct Sgd {
+  struct Attrs {
+    double lr = 1e-3, weight_decay = 0, momentum = 0.9, clip = 0;
+  };
+  static constexpr OpInfo info{.name = "sgd", .contract = "p: n, g: n, m: n -> n, n"};
+  static constexpr NonDifferentiable kNoGradient = kUpdate;
+  static Outs forward(Ctx&, In in, const Attrs& a) {
+    Tensor p = raw::clone(in[0]), m = raw::clone(in[2]);
+    StepScalars s = scalars_for(p, a.lr, 0);
+    std::vector<UpdateSlot> slots{{.param = p, .grad = in[1], .first = m, .weight_decay = a.weight_decay}};
+    gradient_norm(slots, s);
+    sgd_update(slots, s, a.momentum, a.clip);
+    return {p, m};
+  }
+  static Cost cost(Shapes in, DType, const Attrs&) {
+    return {6 * double(in[0].numel()), 20 * double(in[0].numel())};
+  }
+};
+
+struct EmaStep {
+  struct Attrs {
+    double decay = 0.999;
+  };
+  static constexpr OpInfo info{.name = "ema", .contract = "average: n, value: n -> n"};
+  static constexpr NonDifferentiable kNoGradient = kUpdate;
+  static Outs forward(Ctx&, In in, const Attrs& a) {
+    Tensor average = raw::clone(in[0]);
+    ema_update({average}, {in[1]}, a.decay);
+    return {average};
+  }
+  static Cost cost(Shapes in, DType, const Attrs&) {
+    return {3 * double(in[0].numel()), 12 * double(in[0].numel())};
+  }
+};
+
+}  // namespace
+
+namespace update_ops {
+std::vector<Tensor> adamw(In in, double lr, double weight_decay, double clip, int64_t updates) {
+  return apply<AdamW>(in, {lr, weight_decay, clip, updates});
+}
+std::vector<Tensor> sgd(In in, double lr, double weight_decay, double momentum, double clip) {
+  return apply<Sgd>(in, {lr, weight_decay, momentum, clip});
+}
+Tensor ema(const Tensor& average, const Tensor& value, double decay) {
+  return apply<EmaStep>({average, value}, {decay})[0];
+}
+}  // namespace update_ops
+
+OCCAM_REGISTER(adamw, AdamW, Sgd, EmaStep);
+
+}  // namespace occam
