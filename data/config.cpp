@@ -181,13 +181,13 @@ Datasets make_datasets(const DataConfig& config) {
   if (test_is_holdout) {
     test = training.held;
   } else {
-    if (config.name == "folder")
-      OCCAM_CHECK(
-          folder_of_split(config, config.split) != folder_of_split(config, config.train_split),
-          ErrorKind::input,
-          "{}: training and test images would be the same; add a folder 'val', or set data.holdout and "
-          "data.split=holdout",
-          config.root);
+    bool folder = config.name == "folder";
+    bool same = folder ? folder_of_split(config, config.split) == folder_of_split(config, config.train_split)
+                       : is_train_split(config, config.split) == is_train_split(config, config.train_split);
+    OCCAM_CHECK(!same, ErrorKind::input,
+                "data.root={}: training and test images would be the same; {}set data.holdout and "
+                "data.split=holdout",
+                config.root, folder ? "add a folder 'val', or " : "");
     test = open_split(config, config.split);
   }
   check_same_classes(config, *training.rest, *test);

@@ -45,7 +45,8 @@ struct LoaderOptions {
 };
 
 /// Order, augmentation and mixing are functions of (seed, epoch, place), never of the threads. For a CUDA
-/// device the next batch is copied on the copy stream while the current one is computed on.
+/// device the next batch is copied on the copy stream while the current one is computed on; next() waits for
+/// the copy, so the host runs at most one step ahead of the device.
 class Loader {
  public:
   /// Throws Error{usage} on options that do not fit.

@@ -104,6 +104,7 @@ TEST(DataConfig, SyntheticTrainsHoldsOutAndLimits) {
   EXPECT_EQ(make_datasets(c).test->size(), 20);
   c.split = "train";
   EXPECT_EQ(make_dataset(c)->size(), 50);
+  EXPECT_TRUE(has(error_of([&] { make_datasets(c); }), "would be the same"));
   c.split = "holdout";
   c.holdout = 0;
   EXPECT_TRUE(has(error_of([&] { make_dataset(c); }), "needs data.holdout"));
