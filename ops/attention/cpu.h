@@ -1,0 +1,24 @@
+#pragma once
+#include <cstdint>
+
+namespace occam {
+
+/// One call's sizes and pointers on the CPU; layouts as in kernel.h.
+template <class T>
+struct AttentionCpu {
+  int64_t b = 0, t = 0, h = 0, d = 0;
+  double scale = 1;
+  const T* qkv = nullptr;
+  const uint8_t* key_mask = nullptr;  // null: every key
+  T* y = nullptr;
+  T* lse = nullptr;
+  const T* gy = nullptr;
+  T* gqkv = nullptr;
+};
+
+template <class T>
+void attention_forward_cpu(const AttentionCpu<T>& a);
+template <class T>
+void attention_backward_cpu(const AttentionCpu<T>& a);
+
+}  // namespace occam
