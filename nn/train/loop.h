@@ -1,0 +1,89 @@
+#pragma once
+// The optimisation loop that training and distillation share: batches in, a loss out, update, average, log,
+// state.
+#include <cstdint>
+#include <filesystem>
+#include <functional>
+#include <memory>
+#include <string>
+
+#include "core/config.h"
+#include "core/io/json.h"
+#include "data/loader.h"
+#include "nn/ema/ema.h"
+#include "nn/module.h"
+#include "nn/optim/optimizer.h"
+#include "nn/sched/schedule.h"
+
+namespace occam {
+
+/// How a stretch of optimisation goes; the `train:` section holds one, each distillation stage another.
+struct LoopConfig {
+  OptimConfig optim;
+  ScheduleConfig schedule;
+  int64_t batch = 128;     // images a step
+  int64_t accumulate = 1;  // the batch is computed in this many parts
+  double ema = 0;
+  int64_t log_every = 50;
+
+  template <class V>
+  void visit(V& v) {
+    v("optim", optim, "the update rule");
+    v("schedule", schedule, "the learning rate over time");
+    v("batch", batch, "images a step", Range{1, 1 << 20});
+    v("accumulate", accumulate, "compute a step's batch in this many parts, to save memory", Range{1, 4096});
+    v("ema", ema, "decay of the exponential moving average of the weights; 0 = none", Range{0, 1});
+    v("log_every", log_every, "steps between log lines; a non-finite loss is noticed this much later at most",
+      Range{1, 1e9});
+  }
+};
+
+/// Scalar f32 loss (a mean over the part's images) of a part of a batch.
+using LossFn = std::function<Tensor(const Batch&)>;
+
+/// What a log line tells: averages over the steps since the last one.
+struct StepLog {
+  int64_t step = 0;  // steps done
+  double epoch = 0, loss = 0, grad_norm = 0, lr = 0, images_per_s = 0;
+};
+
+class TrainLoop {
+ public:
+  /// `steps` in all; `steps_per_epoch` scales schedules given in epochs. Only parameters that are trainable
+  /// now are optimised.
+  TrainLoop(Module& model, const LoopConfig& config, int64_t steps, int64_t steps_per_epoch, uint64_t seed);
+
+  int64_t step() const { return step_; }
+  int64_t steps() const { return steps_; }
+  bool done() const { return step_ >= steps_; }
+
+  /// One step: forward and backward of each part of `batch`, clipping, update, average. Logs through `on_log`
+  /// when it is due. Throws Error{non_finite} naming the step when the loss or the gradient norm was not
+  /// finite.
+  void run(const Batch& batch, const LossFn& loss);
+  std::function<void(const StepLog&)> on_log;
+
+  /// Null when config.ema is 0.
+  Ema* ema() { return ema_.get(); }
+
+  /// Everything but the model's weights and the data position: optimiser, average, step, running sums.
+  void save(const std::filesystem::path& folder, Json& state) const;
+  void load(const std::filesystem::path& folder, const Json& state);
+
+ private:
+  void flush_log();
+
+  Module& model_;
+  LoopConfig config_;
+  int64_t steps_, steps_per_epoch_, step_ = 0;
+  Optimizer optimizer_;
+  std::unique_ptr<Ema> ema_;
+  Tensor loss_sum_;  // f32 [1] on the device: losses since the last log line
+  int64_t logged_step_ = 0, images_ = 0;
+  double log_time_ = 0;
+};
+
+/// Rows [start, start + count) of a batch.
+Batch part_of(const Batch& batch, int64_t start, int64_t count);
+
+}  // namespace occam
