@@ -1,0 +1,22 @@
+#include "nn/layers/mlp.h"
+
+#include "nn/plan.h"
+
+namespace occam {
+
+Mlp::Mlp(int64_t dim, int64_t hidden, double dropout)
+    : fc1_(dim, hidden, {.activation = LinearActivation::gelu}),
+      fc2_(hidden, dim),
+      drop1_(dropout),
+      drop2_(dropout) {
+  sub("fc1", fc1_);
+  sub("drop1", drop1_);
+  sub("fc2", fc2_);
+  sub("drop2", drop2_);
+}
+
+Tensor Mlp::forward(const Tensor& x) { return drop2_(fc2_(drop1_(fc1_(x)))); }
+
+Shape Mlp::plan(const Shape& x, Plan& plan) const { return plan.run(fc2_, plan.run(fc1_, x)); }
+
+}  // namespace occam

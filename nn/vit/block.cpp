@@ -1,0 +1,57 @@
+#include "nn/vit/block.h"
+
+#include "core/check.h"
+#include "nn/plan.h"
+#include "nn/state.h"
+#include "ops/elementwise/op.h"
+
+namespace occam {
+
+Block::Block(std::unique_ptr<TokenMixer> mixer, const BlockOptions& options)
+    : mixer_(std::move(mixer)),
+      drop_path1_(options.drop_path),
+      drop_path2_(options.drop_path),
+      norm2_(mixer_->mixer_shape().dim),
+      mlp_(mixer_->mixer_shape().dim, options.mlp_hidden, options.dropout) {
+  register_parts();
+}
+
+void Block::register_parts() {
+  clear_subs();
+  if (mixer_->has_branch()) {
+    if (!norm1_) norm1_ = std::make_unique<LayerNorm>(mixer_->mixer_shape().dim);
+    sub("norm1", *norm1_);
+    sub("attn", *mixer_);
+    sub("drop_path1", drop_path1_);
+  } else {
+    norm1_.reset();
+    sub("attn", *mixer_);
+  }
+  sub("norm2", norm2_);
+  sub("mlp", mlp_);
+  sub("drop_path2", drop_path2_);
+}
+
+void Block::set_mixer(std::unique_ptr<TokenMixer> mixer) {
+  std::swap(mixer_, mixer);
+  register_parts();
+  train(training());
+  set_compute_dtype(compute_dtype());
+  to(device());
+  Linear *to_proj = mixer_->proj(), *from_proj = mixer->proj();
+  if (to_proj && from_proj && from_proj->weight().has_values())
+    load_state_dict(*to_proj, state_dict(*from_proj));
+}
+
+Tensor Block::forward(const Tensor& x) {
+  Tensor y = norm1_ ? add(x, drop_path1_((*mixer_)((*norm1_)(x)))) : x;
+  return add(y, drop_path2_(mlp_(norm2_(y))));
+}
+
+Shape Block::plan(const Shape& x, Plan& plan) const {
+  Shape y = norm1_ ? plan.run(*norm1_, x) : x;
+  y = plan.run(*mixer_, y);
+  return plan.run(mlp_, plan.run(norm2_, y));
+}
+
+}  // namespace occam

@@ -1,0 +1,44 @@
+#pragma once
+#include "nn/layers/layer_norm.h"
+#include "nn/layers/mlp.h"
+#include "nn/mixers/mixer.h"
+
+namespace occam {
+
+struct BlockOptions {
+  int64_t mlp_hidden = 0;
+  double drop_path = 0;
+  double dropout = 0;  // inside the MLP
+};
+
+/// Pre-norm transformer block: y = x + path(attn(norm1(x))), then y + path(mlp(norm2(y))). A mixer without a
+/// branch (identity) takes its half and norm1 away.
+class Block : public Module {
+ public:
+  Block(std::unique_ptr<TokenMixer> mixer, const BlockOptions& options);
+  const char* kind() const override { return "Block"; }
+  Shape plan(const Shape& x, Plan& plan) const override;
+
+  TokenMixer& mixer() { return *mixer_; }
+  const TokenMixer& mixer() const { return *mixer_; }
+  /// The norm before the mixer; null when the mixer has no branch.
+  LayerNorm* norm1() { return norm1_.get(); }
+  /// Puts another mixer in place; it takes this block's mode, compute dtype and device, and the values of the
+  /// output projection where both have one. Other parameters keep what they have, new ones have no values
+  /// yet.
+  void set_mixer(std::unique_ptr<TokenMixer> mixer);
+
+ protected:
+  Tensor forward(const Tensor& x) override;
+
+ private:
+  void register_parts();
+
+  std::unique_ptr<TokenMixer> mixer_;
+  std::unique_ptr<LayerNorm> norm1_;
+  DropPath drop_path1_, drop_path2_;
+  LayerNorm norm2_;
+  Mlp mlp_;
+};
+
+}  // namespace occam
