@@ -1,0 +1,44 @@
+#include "nn/mixers/attention/attention.h"
+#include "nn/mixers/options.h"
+#include "nn/plan.h"
+#include "ops/attention/op.h"
+#include "ops/view/op.h"
+
+namespace occam {
+
+Attention::Attention(const MixerShape& shape)
+    : TokenMixer(shape), qkv_(shape.dim, 3 * shape.dim), proj_(shape.dim, shape.dim) {
+  sub("qkv", qkv_);
+  sub("proj", proj_);
+}
+
+Tensor Attention::mix(const Tensor& x) {
+  const int64_t b = x.size(0), t = x.size(1);
+  const MixerShape& s = mixer_shape();
+  Tensor qkv = reshape(qkv_(x), {b, t, 3, s.heads, s.head_dim()});
+  if (on_qkv_) on_qkv_(qkv);
+  return reshape(attention(qkv), {b, t, s.dim});
+}
+
+Shape Attention::plan(const Shape& x, Plan& plan) const {
+  plan.run(qkv_, x);
+  plan.add_macs(x[0] * 2 * x[1] * x[1] * mixer_shape().dim);  // q k^T and its product with v
+  return plan.run(proj_, x);
+}
+
+MixerLedger attention_ledger(const MixerShape& s, int64_t t) {
+  const int64_t d = s.dim;
+  return {4 * d * d + 4 * d, 4 * t * d * d + 2 * t * t * d, 1};
+}
+
+OCCAM_REGISTER_MIXER(attention,
+                     {"attention", "softmax attention (qkv, proj)",
+                      [](const MixerShape& s, const MixerOptions& o) -> std::unique_ptr<TokenMixer> {
+                        read_options<NoOptions>("attention", o);
+                        return std::make_unique<Attention>(s);
+                      },
+                      [](const MixerShape& s, int64_t t, const MixerOptions&) {
+                        return attention_ledger(s, t);
+                      }});
+
+}  // namespace occam
