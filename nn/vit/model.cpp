@@ -49,20 +49,32 @@ void apply_replacements(VisionTransformer& model, const std::vector<Replacement>
   }
 }
 
+/// Runs `body`; what it throws becomes Error{input} that begins with `where`, a file.
+template <class Body>
+auto blame(const std::string& where, Body body) {
+  try {
+    return body();
+  } catch (const Error& e) {
+    fail(ErrorKind::input, where + ": " + e.what());
+  }
+}
+
+std::string metadata_of(const Safetensors& file) {
+  return fmt::format("{}: metadata {}", file.path().string(), kModelMetadataKey);
+}
+
 /// What a checkpoint says of its own structure; no name when it says nothing.
 ModelConfig stored_structure(const Safetensors& file) {
-  ModelConfig stored;
   auto it = file.metadata().find(kModelMetadataKey);
-  if (it == file.metadata().end()) return stored;
-  const std::string source = fmt::format("{}: metadata {}", file.path().string(), kModelMetadataKey);
-  try {
-    read_config(config_from_json(parse_json(it->second, source), source), stored);
-  } catch (const Error& e) {
-    fail(ErrorKind::input, e.what());
-  }
-  OCCAM_CHECK(!stored.name.empty() && stored.checkpoint.empty(), ErrorKind::input,
-              "{}: is no model section that Occam wrote", source);
-  return stored;
+  if (it == file.metadata().end()) return {};
+  return blame(metadata_of(file), [&] {
+    ModelConfig stored;
+    read_config(config_from_json(parse_json(it->second, "the text"), "the text"), stored);
+    OCCAM_CHECK(!stored.name.empty() && stored.checkpoint.empty(), ErrorKind::input,
+                "this is no model section that Occam wrote");
+    with_overrides(vit_shape(stored.name), stored).check();
+    return stored;
+  });
 }
 
 const Tensor* find_tensor(const NamedTensors& dict, std::string_view name) {
@@ -83,7 +95,7 @@ std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, ui
               "model.name: {} holds a {}, not a {}; leave the name out", path, stored.name, config.name);
 
   NamedTensors dict = tensors_of(file);
-  if (looks_like_huggingface_vit(dict)) dict = remap_huggingface_vit(dict);
+  if (looks_like_huggingface_vit(dict)) dict = blame(path, [&] { return remap_huggingface_vit(dict); });
   VitShape shape = with_overrides(vit_shape(stored.name.empty() ? config.name : stored.name), stored);
   if (const Tensor* head = find_tensor(dict, "head.weight"); head && head->rank() == 2)
     shape.classes = head->size(0);
@@ -95,11 +107,7 @@ std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, ui
 
   auto model = std::make_unique<VisionTransformer>(shape, VitOptions{config.drop_path, config.dropout});
   model->set_model_name(stored.name.empty() ? config.name : stored.name);
-  try {
-    apply_replacements(*model, stored.replace, {});
-  } catch (const Error& e) {
-    fail(ErrorKind::input, fmt::format("{}: metadata {}: {}", path, kModelMetadataKey, e.what()));
-  }
+  blame(metadata_of(file), [&] { apply_replacements(*model, stored.replace, {}); });
   if (config.new_head) {
     std::erase_if(dict, [](const auto& entry) { return is_head(entry.first); });
     for (const auto& [name, p] : model->named_parameters())
@@ -110,7 +118,8 @@ std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, ui
   }
   for (auto& [name, tensor] : dict)
     if (name == "pos_embed" && tensor.rank() == 3 && tensor.size(2) == shape.dim)
-      tensor = resample_pos_embed(tensor, shape.prefix_tokens(), shape.grid());
+      tensor = blame(path,
+                     [&, &t = tensor] { return resample_pos_embed(t, shape.prefix_tokens(), shape.grid()); });
   load_state_dict(*model, dict, {.source = path});
   return model;
 }

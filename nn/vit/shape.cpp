@@ -54,9 +54,13 @@ VitShape vit_shape(std::string_view name) {
 }
 
 void VitShape::check() const {
-  OCCAM_CHECK(image_size > 0 && patch > 0 && channels > 0 && dim > 0 && depth > 0 && heads > 0 &&
-                  classes > 0 && mlp_hidden() > 0,
-              ErrorKind::usage, "model: every size must be positive");
+  // Far above any model, and low enough that products of two sizes stay far from overflow.
+  constexpr int64_t most = int64_t{1} << 20;
+  for (int64_t size : {image_size, patch, channels, dim, depth, heads, classes})
+    OCCAM_CHECK(size >= 1 && size <= most, ErrorKind::usage, "model: a size of {} is not from 1 to {}", size,
+                most);
+  OCCAM_CHECK(mlp_ratio > 0 && mlp_ratio <= 1024 && mlp_hidden() >= 1, ErrorKind::usage,
+              "model.mlp_ratio: {} gives no hidden layer, or one above 1024 times dim", mlp_ratio);
   OCCAM_CHECK(image_size % patch == 0, ErrorKind::usage,
               "model.image_size: {} is no multiple of model.patch {}", image_size, patch);
   OCCAM_CHECK(dim % heads == 0, ErrorKind::usage, "model.dim: {} channels cannot be split into {} heads", dim,
