@@ -8,7 +8,7 @@ namespace occam {
 struct LinearOptions {
   bool bias = true;
   LinearActivation activation = LinearActivation::none;  // fused with the product where the device can
-  Init weight = init::trunc_normal(0.02);    // timm's for vision transformers
+  Init weight = init::trunc_normal(0.02);                // timm's for vision transformers
   Init bias_init = init::zeros();
 };
 

@@ -1,0 +1,25 @@
+#pragma once
+// What the apps share about models and data: opening them together, and precision.
+#include <memory>
+#include <string>
+
+#include "apps/common/app.h"
+#include "data/config.h"
+#include "nn/vit/model.h"
+
+namespace occam {
+
+/// Builds the model on the app's device in its precision and completes `data` from it (sizes, normalisation).
+/// Warns on the standard error when there is no checkpoint: weights are random then. `classes` is what a new
+/// model's head gets when config.classes is unset; 0 leaves it to the model.
+std::unique_ptr<VisionTransformer> open_model(App& app, const ModelConfig& config, DataConfig& data,
+                                              const std::string& precision, uint64_t seed,
+                                              int64_t classes = 0);
+
+/// bf16 for "bf16", else f32; switches TF32 on for "tf32" and off otherwise.
+DType compute_dtype_of(const std::string& precision);
+
+/// One warning line on the standard error.
+void warn(const std::string& text);
+
+}  // namespace occam
