@@ -34,7 +34,7 @@ void backward_cpu(const T* y, const T* gy, T* gx, int64_t rows, int64_t n) {
 }
 
 struct Softmax {
-  struct Attrs {};  // the last axis; softmax() moves another there
+  struct Attrs {};  // always the last axis
   static constexpr OpInfo info{.name = "softmax", .contract = "x: ... n -> ... n"};
 
   static Outs forward(Ctx& c, In in, const Attrs&) {
