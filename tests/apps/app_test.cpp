@@ -38,6 +38,7 @@ Result run(std::vector<std::string> arguments, const Body& body) {
   arguments.insert(arguments.begin(), "train");
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
+  setenv("GOMP_SPINCOUNT", "1000", 0);  // unset, run_app would start this process anew
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
   int code = run_app<AppConfig>(int(argv.size()), argv.data(), info, body);
