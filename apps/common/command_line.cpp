@@ -79,9 +79,14 @@ class Parser {
     bool bad = key.empty() || key.front() == '.' || key.back() == '.' || key.find("..") != std::string::npos;
     OCCAM_CHECK(!bad, ErrorKind::usage, "'{}' does not name a key; write key.sub=value", argument);
     for (const auto& [earlier, value] : out_.settings) {
-      OCCAM_CHECK(!covers(earlier, key) && !covers(key, earlier), ErrorKind::usage,
-                  "'{}' is set twice on the command line ('{}' and '{}'); remove one",
-                  earlier.size() < key.size() ? earlier : key, value.source, argument);
+      OCCAM_CHECK(earlier != key, ErrorKind::usage,
+                  "'{}' is set twice on the command line ('{}' and '{}'); remove one", key, value.source,
+                  argument);
+      OCCAM_CHECK(
+          !covers(earlier, key) && !covers(key, earlier), ErrorKind::usage,
+          "'{0}' is set twice on the command line ('{1}' and '{2}'); remove one, or set the keys of '{0}' "
+          "one by one (see --help {0})",
+          earlier.size() < key.size() ? earlier : key, value.source, argument);
     }
     ConfigNode value = parse_yaml(text, argument);
     clear_place(value, argument);

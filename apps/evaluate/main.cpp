@@ -93,8 +93,8 @@ int main(int argc, char** argv) {
   AppInfo info;
   info.name = "evaluate";
   info.summary = "Top-1, top-5, loss and per-class accuracy of a model on a data set.";
-  info.examples = {"evaluate model.checkpoint=runs/a/best.safetensors data=fashion_mnist",
-                   "evaluate model=deit_tiny_patch16_224 model.checkpoint=deit_tiny.safetensors data=folder "
-                   "data.root=imagenet data.split=val outputs.logits=logits.safetensors"};
+  info.examples = {"evaluate model.checkpoint=runs/a/best.safetensors data.name=fashion_mnist",
+                   "evaluate model.name=deit_tiny_patch16_224 model.checkpoint=deit_tiny.safetensors "
+                   "data.name=folder data.root=imagenet data.split=val outputs.logits=logits.safetensors"};
   return run_app<Config>(argc, argv, info, evaluate_app);
 }

@@ -277,10 +277,13 @@ int main(int argc, char** argv) {
   info.summary =
       "Trains or fine-tunes a vision transformer and keeps the last, the best and the averaged weights.";
   info.examples = {
-      "train apps/demo/teacher.yaml",
-      "train data=cifar10 data.root=cifar-10-batches-bin model=vit model.dim=192 model.patch=4 "
+      "train data.name=fashion_mnist model.name=vit model.image_size=28 model.patch=4 model.dim=64 "
+      "model.depth=6 "
+      "train.epochs=20 out.dir=runs/a",
+      "train data.name=cifar10 data.root=cifar-10-batches-bin model.name=vit model.dim=192 model.patch=4 "
       "train.epochs=50",
-      "train model.checkpoint=deit_tiny.safetensors model.new_head=true data=folder data.root=flowers",
+      "train model.checkpoint=deit_tiny.safetensors model.name=deit_tiny_patch16_224 model.new_head=true "
+      "data.name=folder data.root=flowers",
       "train config.yaml out.dir=runs/a --resume auto"};
   info.resumes = true;
   return run_app<Config>(argc, argv, info, [](App& app, Config& config) {
