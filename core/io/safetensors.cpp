@@ -74,7 +74,9 @@ SafetensorsEntry check_entry(const SafetensorsHeader::Entry& raw, uint64_t data_
   if (shape.numel() == 0) needed = 0;
 
   uint64_t begin = raw.offsets[0], end = raw.offsets[1];
-  if (begin > end) refuse(fmt::format("ends (byte {}) before it begins ({})", end, begin));
+  if (begin > end)
+    refuse(
+        fmt::format("ends (byte {}) before it begins ({}); the file is damaged, get it again", end, begin));
   if (end > data_bytes) {
     refuse(fmt::format("ends at data byte {} but the file has {}: it is truncated; get it again", end,
                        data_bytes));
@@ -120,16 +122,17 @@ Tensor make_tensor(std::shared_ptr<Storage> storage, int64_t offset, const Safet
 Safetensors::Safetensors(const std::filesystem::path& path) : path_(path) {
   std::string file = path.string();
   auto mapping = std::make_shared<MappedFile>(path);
-  OCCAM_CHECK(mapping->size() >= kPrefix, ErrorKind::input,
-              "{}: {} bytes is too short for a safetensors file; it is truncated or of another kind", file,
-              mapping->size());
+  OCCAM_CHECK(
+      mapping->size() >= kPrefix, ErrorKind::input,
+      "{}: {} bytes is too short for a safetensors file; it is truncated or of another kind; get it again",
+      file, mapping->size());
   uint64_t header_bytes = 0;
   std::memcpy(&header_bytes, mapping->data(), kPrefix);
   uint64_t rest = mapping->size() - kPrefix;
   OCCAM_CHECK(
       header_bytes <= kMaxHeader && header_bytes <= rest, ErrorKind::input,
       "{}: the header is said to take {} bytes but {} follow (limit {}); the file is truncated or not a "
-      "safetensors file",
+      "safetensors file; get it again",
       file, header_bytes, rest, kMaxHeader);
   std::string_view text(reinterpret_cast<const char*>(mapping->data()) + kPrefix, header_bytes);
   OCCAM_CHECK(text.starts_with('{'), ErrorKind::input,

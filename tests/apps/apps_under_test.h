@@ -29,6 +29,7 @@ struct AppCase {
   bool resumes;                // --resume goes on where it was stopped
 };
 const std::vector<AppCase>& app_cases();
+inline void PrintTo(const AppCase& c, std::ostream* out) { *out << c.name; }
 std::string case_name(const testing::TestParamInfo<AppCase>& info);
 
 /// Synthetic images and a vision transformer of 2,000 weights.
