@@ -4,6 +4,8 @@
 #include <signal.h>
 #include <unistd.h>
 
+#include <algorithm>
+#include <array>
 #include <atomic>
 #include <charconv>
 #include <cstdio>
@@ -14,6 +16,7 @@
 #include "apps/common/yaml.h"
 #include "core/check.h"
 #include "core/io/atomic_file.h"
+#include "nn/module.h"
 
 namespace occam {
 namespace {
@@ -35,6 +38,17 @@ void install_signals() {
   sigaction(SIGTERM, &action, nullptr);
   // A file-size limit must come back from write() as an error that names the file.
   signal(SIGXFSZ, SIG_IGN);
+}
+
+/// Settings that may differ between two parts of one run: they do not change its result.
+constexpr std::array kFreeOnResume{"out.*",       "threads",      "data.workers", "data.root",
+                                   "*.log_every", "*.save_every", "*.eval_every"};
+
+/// One line on the standard error. What cannot be written there, to a log on a full disk say, must not end a
+/// run or change its exit code.
+template <class... Args>
+void tell(fmt::format_string<Args...> format, Args&&... args) {
+  std::fputs(fmt::format(format, std::forward<Args>(args)...).c_str(), stderr);
 }
 
 /// Thrown by App::checked under --check.
@@ -119,15 +133,34 @@ RunFolder& App::start_run(const CommonConfig::Out& out, const ConfigNode& resolv
       RunFolder::Options{.dir = out.dir, .overwrite = out.overwrite, .resume = arguments_.resume});
   std::filesystem::path config_path = run_->path() / "config.resolved.yaml";
   if (run_->resume_from()) {
-    fmt::print(stderr, "{}: continuing from {}\n", info_.name, run_->resume_from()->string());
-    if (std::filesystem::exists(config_path)) {
-      for (const std::string& change : config_changes(read_yaml(config_path), resolved))
-        fmt::print(stderr, "{}: changed since then: {}\n", info_.name, change);
-    }
+    compare_with_earlier_part(resolved);
+    tell("{}: continuing from {}\n", info_.name, run_->resume_from()->string());
   }
   write_file_atomic(config_path, dump_yaml(resolved));
   write_json(run_->path() / "env.json", describe_environment(info_.name, command_line_, device_));
   return *run_;
+}
+
+void App::compare_with_earlier_part(const ConfigNode& resolved) const {
+  // ckpt/step-<n> stands in the run that it is of.
+  const std::filesystem::path& from = *run_->resume_from();
+  std::filesystem::path owner = std::filesystem::weakly_canonical(from).parent_path().parent_path();
+  if (!std::filesystem::exists(owner / "config.resolved.yaml")) return;
+  std::string changes;
+  for (const std::string& change : config_changes(read_yaml(owner / "config.resolved.yaml"), resolved)) {
+    bool free = std::any_of(kFreeOnResume.begin(), kFreeOnResume.end(), [&](const char* pattern) {
+      return glob_match(pattern, change.substr(0, change.find(": ")));
+    });
+    if (!free) changes += "\n  " + change;
+  }
+  if (changes.empty()) return;
+  std::error_code error;
+  OCCAM_CHECK(
+      !std::filesystem::equivalent(owner, run_->path(), error), ErrorKind::usage,
+      "{} was begun with other settings, and going on would mix two runs:{}\n  fix       use the earlier "
+      "settings; or begin another run from there, with a new out.dir and --resume {}",
+      run_->dir().string(), changes, from.string());
+  tell("{}: changed since {}:{}\n", info_.name, from.string(), changes);
 }
 
 void App::finish(const Json& summary) {
@@ -136,7 +169,7 @@ void App::finish(const Json& summary) {
   if (json()) {
     print_out(dump_json(summary));
   } else if (run_) {
-    fmt::print(stderr, "{}: results are in {}\n", info_.name, run_->dir().string());
+    tell("{}: results are in {}\n", info_.name, run_->dir().string());
   }
 }
 
@@ -176,7 +209,7 @@ int run_app(int argc, char** argv, const AppInfo& info, const Steps& steps) {
   } catch (const std::exception& e) {
     message = e.what();
   }
-  fmt::print(stderr, "{}: error: {}\n", info.name, message);
+  tell("{}: error: {}\n", info.name, message);
   return code;
 }
 

@@ -59,7 +59,8 @@ class App {
   /// Everything from outside has been read and found right: with --check the app ends here, with success.
   void checked() const;
   /// Calls checked(), opens the run folder, and writes config.resolved.yaml (so set what was resolved before)
-  /// and env.json. When resuming, settings that differ from the earlier part are named on the standard error.
+  /// and env.json. Resuming within one run with other settings throws Error{usage} that names them; a new run
+  /// from another's checkpoint may differ, and says on the standard error in what.
   template <class Config>
   RunFolder& start_run(const Config& config) {
     return start_run(config.out, describe_config(config));
@@ -75,6 +76,7 @@ class App {
 
  private:
   RunFolder& start_run(const CommonConfig::Out& out, const ConfigNode& resolved);
+  void compare_with_earlier_part(const ConfigNode& resolved) const;
 
   const AppInfo& info_;
   Arguments arguments_;

@@ -1,5 +1,7 @@
 #include "apps/common/model.h"
 
+#include <fmt/format.h>
+
 #include <cstdio>
 
 #include "ops/blas.h"
@@ -7,6 +9,12 @@
 namespace occam {
 
 void warn(const std::string& text) { std::fprintf(stderr, "warning: %s\n", text.c_str()); }
+
+void warn_skipped(const std::set<std::string>& reasons) {
+  if (reasons.empty()) return;
+  warn(fmt::format("{} unreadable image(s) left out (data.on_error=skip); {}{}", reasons.size(),
+                   reasons.size() > 1 ? "the first: " : "", *reasons.begin()));
+}
 
 DType compute_dtype_of(const std::string& precision) {
   set_tf32(precision == "tf32");

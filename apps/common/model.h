@@ -1,6 +1,7 @@
 #pragma once
 // What the apps share about models and data: opening them together, and precision.
 #include <memory>
+#include <set>
 #include <string>
 
 #include "apps/common/app.h"
@@ -21,5 +22,7 @@ DType compute_dtype_of(const std::string& precision);
 
 /// One warning line on the standard error.
 void warn(const std::string& text);
+/// Tells how many images data.on_error=skip left out, and the first reason. Silent when there are none.
+void warn_skipped(const std::set<std::string>& reasons);
 
 }  // namespace occam

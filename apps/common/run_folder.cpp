@@ -139,7 +139,6 @@ RunFolder::RunFolder(const Options& options) : dir_(plain_path(options.dir)) {
   choose_place(options);
   make_folders(path_ / "ckpt");
   remove_temporaries(path_);
-  drop_later_checkpoints();
 }
 
 void RunFolder::drop_later_checkpoints() {
@@ -212,6 +211,7 @@ fs::path RunFolder::checkpoint(int64_t step) const { return checkpoint_in(path_,
 std::vector<int64_t> RunFolder::checkpoint_steps() const { return steps_in(path_); }
 
 void RunFolder::begin_metrics(int64_t step) {
+  drop_later_checkpoints();
   fs::path path = path_ / "metrics.jsonl";
   if (resume_from_ && fs::exists(path)) {
     // Up to the first line of a later step, or one that a kill cut short.

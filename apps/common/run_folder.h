@@ -58,7 +58,8 @@ class RunFolder {
   /// The checkpoint to continue from; empty for a new run.
   const std::optional<std::filesystem::path>& resume_from() const { return resume_from_; }
 
-  /// Begins metrics.jsonl; when resuming, what was logged after `step` is cut off.
+  /// Begins metrics.jsonl. When resuming, call it once the checkpoint has been read: what was logged after
+  /// `step` is cut off, and checkpoints after the one that is resumed go.
   void begin_metrics(int64_t step = 0);
   /// Appends one line, at once. Lines of a run that can be resumed carry their "step".
   void log(const Json& line);

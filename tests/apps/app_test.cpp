@@ -129,18 +129,30 @@ TEST_F(AppTest, ErrorsBecomeExitCodesAndOneMessage) {
   EXPECT_EQ(run({"--resume", "auto"}, nothing).code, 2);
 }
 
-TEST_F(AppTest, ResumingNamesWhatChanged) {
+TEST_F(AppTest, ResumingWithOtherSettingsIsRefusedWithinOneRun) {
   auto leave_checkpoint = [](App& app, AppConfig& config) {
     fs::create_directory(app.start_run(config).checkpoint(7));
     fail(ErrorKind::non_finite, "loss is NaN");
   };
-  EXPECT_EQ(run({out_dir_, "stage.lr=0.5"}, leave_checkpoint).code, 3);
-  Result r = run({out_dir_, "stage.lr=0.25", "--resume", "auto"}, [](App& app, AppConfig& config) {
+  auto go_on = [](App& app, AppConfig& config) {
     EXPECT_EQ(app.start_run(config).resume_from()->filename(), "step-00000007");
     app.finish({});
-  });
+  };
+  EXPECT_EQ(run({out_dir_, "stage.lr=0.5"}, leave_checkpoint).code, 3);
+  Result r = run({out_dir_, "stage.lr=0.25", "--resume", "auto"}, go_on);
+  EXPECT_EQ(r.code, 2);
+  EXPECT_NE(r.err.find("\n  stage.lr: 0.5 -> 0.25\n"), std::string::npos) << r.err;
+  AppConfig kept;
+  read_config(read_yaml(dir_ / "config.resolved.yaml"), kept);
+  EXPECT_EQ(kept.stage.lr, 0.5);
+
+  std::string checkpoint = (dir_ / "ckpt/step-00000007").string();
+  r = run({"out.dir=" + (folder_ / "y").string(), "stage.lr=0.25", "--resume", checkpoint}, go_on);
   EXPECT_EQ(r.code, 0);
-  EXPECT_NE(r.err.find("changed since then: stage.lr: 0.5 -> 0.25"), std::string::npos) << r.err;
+  EXPECT_NE(r.err.find("changed since " + checkpoint + ":\n  stage.lr: 0.5 -> 0.25\n"), std::string::npos)
+      << r.err;
+  r = run({out_dir_, "stage.lr=0.5", "threads=2", "--resume", "auto"}, go_on);
+  EXPECT_EQ(r.code, 0) << r.err;
 }
 
 // In a child, since the flag and the signal's handler are the process's.

@@ -115,6 +115,8 @@ TEST_F(RunFolderTest, ResumingAnEarlierCheckpointDropsTheLaterOnes) {
   leave_unfinished({5, 10, 20});
   auto run = open(false, (dir_ / "ckpt/step-00000010/").string());
   EXPECT_EQ(run->path(), dir_);
+  EXPECT_EQ(run->checkpoint_steps(), (std::vector<int64_t>{5, 10, 20}));
+  run->begin_metrics(10);
   EXPECT_EQ(run->checkpoint_steps(), (std::vector<int64_t>{5, 10}));
   EXPECT_OCCAM_ERROR(RunFolder({folder_ / "runs/y", false, (dir_ / "ckpt/step-9").string()}),
                      ErrorKind::usage, "no such checkpoint folder");
