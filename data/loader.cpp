@@ -139,6 +139,11 @@ struct Loader::Impl {
           continue;
         }
         error = std::current_exception();
+        if (e.kind() == ErrorKind::input)
+          error = std::make_exception_ptr(Error(
+              e.kind(),
+              std::string(e.what()) +
+                  "\n  fix       replace the file, or leave unreadable ones out with data.on_error=skip"));
         error_row = row;
         return;
       } catch (...) {

@@ -5,6 +5,7 @@
 #include "apps/common/model.h"
 #include "apps/common/progress.h"
 #include "core/check.h"
+#include "core/io/atomic_file.h"
 #include "core/io/safetensors.h"
 #include "core/report/html.h"
 #include "core/report/svg.h"
@@ -43,6 +44,8 @@ void evaluate_app(App& app, Config& config) {
   std::unique_ptr<VisionTransformer> model =
       open_model(app, config.model, config.data, config.precision, config.seed, data->classes());
   if (std::string warning = check_head(*data, model->shape().classes); !warning.empty()) warn(warning);
+  // Whether the file can be written there shows now, not after the work.
+  if (!config.outputs.logits.empty()) AtomicFile probe(config.outputs.logits);
   RunFolder& run = app.start_run(config);
   LoaderOptions options;
   options.batch = config.batch;
@@ -55,6 +58,9 @@ void evaluate_app(App& app, Config& config) {
                            .stop = [] { return stop_requested(); }});
   progress.finish();
   if (stop_requested()) return;
+  std::set<std::string> skipped;
+  for (const auto& [index, reason] : loader->skipped()) skipped.insert(reason);
+  warn_skipped(skipped);
   if (!config.outputs.logits.empty())
     write_safetensors(config.outputs.logits, {{"logits", e.logits}, {"labels", e.labels}});
 
@@ -80,7 +86,7 @@ void evaluate_app(App& app, Config& config) {
               {"loss", e.loss},
               {"classes", by_class},
               {"images_per_s", e.images_per_s},
-              {"skipped_images", loader->skipped().size()}});
+              {"skipped_images", skipped.size()}});
   std::fprintf(stderr, "top-1 %.2f %%, top-5 %.2f %%, loss %.4f on %lld images; %s\n", 100 * e.top1,
                100 * e.top5, e.loss, static_cast<long long>(e.images), run.dir().c_str());
 }

@@ -3,6 +3,7 @@
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "apps/common/model.h"
 #include "apps/common/progress.h"
@@ -18,6 +19,8 @@
 
 namespace occam {
 namespace {
+
+constexpr const char* kBestFile = "best.safetensors";
 
 struct TrainSettings : LoopConfig {
   int64_t epochs = 10;
@@ -97,7 +100,9 @@ class Run {
   bool work() {
     Progress progress("train", loop_->steps(), "steps", loop_->step());
     model_->train();
-    while (!loop_->done()) {
+    // Unreadable images that are skipped can leave out whole batches: then the epochs end before the steps.
+    bool finished = loop_->done();
+    while (!finished) {
       std::optional<Batch> batch = loader_->next();
       if (batch) {
         loop_->run(*batch,
@@ -105,21 +110,27 @@ class Run {
         progress.update(loop_->step(), last_log_);
       }
       int64_t epoch = loader_->state().epoch;
-      bool epoch_ended = !batch, finished = loop_->done();
+      bool epoch_ended = !batch;
+      finished = loop_->done() || epoch >= settings_.epochs;
       if (epoch_ended && !finished && epoch % settings_.eval_every == 0) judge();
       if (stop_requested()) {
+        loop_->check_finite();
         save();
         return false;
       }
       if (epoch_ended && !finished && epoch % settings_.save_every == 0) save();
     }
+    OCCAM_CHECK(loop_->step() > 0, ErrorKind::input, "no training image could be read: {}",
+                loader_->skipped().empty() ? "none is there" : loader_->skipped().begin()->second);
+    loop_->flush_log();
     progress.finish(last_log_);
-    judge();
+    if (judged_step_ != loop_->step()) judge();
     save();
     return true;
   }
 
   void finish() {
+    warn_skipped(skipped_);
     save_model(run_->path() / "model.safetensors", *model_);
     if (loop_->ema()) {
       UseEma averages(loop_->ema());
@@ -134,9 +145,9 @@ class Run {
                     {"best_step", best_step_},
                     {"loss", losses_.empty() ? Json(nullptr) : Json(losses_.back())},
                     {"params", model_->parameter_count()},
-                    {"skipped_images", loader_->skipped().size()},
+                    {"skipped_images", skipped_.size()},
                     {"model", "model.safetensors"},
-                    {"best", "best.safetensors"}};
+                    {"best", kBestFile}};
     if (loop_->ema()) summary["ema"] = "ema.safetensors";
     write_report(summary);
     app_.finish(summary);
@@ -176,6 +187,7 @@ class Run {
 
   /// Evaluates (with the averages, when there are any) and keeps the best weights.
   void judge() {
+    loop_->check_finite();
     UseEma averages(loop_->ema());
     LoaderOptions o;
     o.batch = settings_.batch;
@@ -185,6 +197,8 @@ class Run {
     int64_t batches = 0;
     if (settings_.limit_batches > 0) options.stop = [&] { return batches++ >= settings_.limit_batches; };
     Evaluation e = evaluate(*model_, *loader, options);
+    count_skipped(*loader);
+    judged_step_ = loop_->step();
     double epoch = double(loop_->step()) / double(loader_->batches_per_epoch());
     run_->log({{"step", loop_->step()},
                {"epoch", epoch},
@@ -198,7 +212,7 @@ class Run {
     if (best_step_ < 0 || e.top1 > best_) {
       best_ = e.top1;
       best_step_ = loop_->step();
-      save_model(run_->path() / "best.safetensors", *model_, {{"occam.top1", fmt::format("{:.6f}", e.top1)}});
+      save_model(run_->path() / kBestFile, *model_, {{"occam.top1", fmt::format("{:.6f}", e.top1)}});
     }
   }
 
@@ -207,9 +221,11 @@ class Run {
     AtomicFolder folder(run_->checkpoint(loop_->step()));
     save_model(folder.temporary() / "model.safetensors", *model_);
     LoaderState at = loader_->state();
+    count_skipped(*loader_);
     Json state = {{"epoch", at.epoch},           {"batch", at.batch},           {"best_top1", best_},
                   {"best_step", best_step_},     {"loss_epochs", loss_epochs_}, {"losses", losses_},
-                  {"eval_epochs", eval_epochs_}, {"eval_top1", eval_top1_}};
+                  {"eval_epochs", eval_epochs_}, {"eval_top1", eval_top1_},     {"judged_step", judged_step_},
+                  {"skipped", skipped_}};
     loop_->save(folder.temporary(), state);
     write_json(folder.temporary() / "state.json", state);
     folder.commit();
@@ -218,18 +234,34 @@ class Run {
   }
 
   void resume(const std::filesystem::path& folder) {
-    Json state = read_json(folder / "state.json");
+    const std::filesystem::path file = folder / "state.json";
+    Json state = read_json(file);
     Safetensors weights(folder / "model.safetensors");
     load_state_dict(*model_, tensors_of(weights), {.source = (folder / "model.safetensors").string()});
-    loop_->load(folder, state);
-    best_ = state.at("best_top1"), best_step_ = state.at("best_step");
-    loss_epochs_ = state.at("loss_epochs").get<std::vector<double>>(),
-    losses_ = state.at("losses").get<std::vector<double>>();
-    eval_epochs_ = state.at("eval_epochs").get<std::vector<double>>();
-    eval_top1_ = state.at("eval_top1").get<std::vector<double>>();
-    loader_ = make_loader(config_.data, datasets_.train,
-                          loader_options({state.at("epoch"), state.at("batch")}), true);
-    std::fprintf(stderr, "going on from %s\n", folder.c_str());
+    LoaderState at;
+    try {
+      loop_->load(folder, state);
+      at = {state.at("epoch"), state.at("batch")};
+      best_ = state.at("best_top1"), best_step_ = state.at("best_step"),
+      judged_step_ = state.at("judged_step");
+      loss_epochs_ = state.at("loss_epochs").get<std::vector<double>>();
+      losses_ = state.at("losses").get<std::vector<double>>();
+      eval_epochs_ = state.at("eval_epochs").get<std::vector<double>>();
+      eval_top1_ = state.at("eval_top1").get<std::vector<double>>();
+      skipped_ = state.at("skipped").get<std::set<std::string>>();
+    } catch (const Json::exception& e) {
+      fail(ErrorKind::input,
+           fmt::format("{}: this is not the state of a training run ({}); resume from another "
+                       "checkpoint or start anew",
+                       file.string(), e.what()));
+    }
+    // The best weights stay with the run that found them.
+    if (!std::filesystem::exists(run_->path() / kBestFile)) best_ = 0, best_step_ = -1, judged_step_ = -1;
+    loader_ = make_loader(config_.data, datasets_.train, loader_options(at), true);
+  }
+
+  void count_skipped(const Loader& loader) {
+    for (const auto& [index, reason] : loader.skipped()) skipped_.insert(reason);
   }
 
   void write_report(const Json& summary) const {
@@ -263,7 +295,8 @@ class Run {
   std::unique_ptr<TrainLoop> loop_;
   std::string last_log_;
   double best_ = 0;
-  int64_t best_step_ = -1;
+  int64_t best_step_ = -1, judged_step_ = -1;
+  std::set<std::string> skipped_;  // unreadable images, each with its path and reason
   std::vector<double> loss_epochs_, losses_, eval_epochs_, eval_top1_;
 };
 

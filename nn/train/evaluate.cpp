@@ -62,8 +62,10 @@ Evaluation evaluate(Module& model, Loader& loader, const EvaluateOptions& option
       const float* row = rows.data() + int64_t(i) * classes;
       OCCAM_CHECK(labels[i] >= 0 && labels[i] < classes, ErrorKind::input,
                   "image {} has label {}, the model has {} classes", batch->indices[i], labels[i], classes);
-      OCCAM_CHECK(std::all_of(row, row + classes, [](float v) { return std::isfinite(v); }),
-                  ErrorKind::non_finite, "the model's output for image {} is not finite", batch->indices[i]);
+      OCCAM_CHECK(
+          std::all_of(row, row + classes, [](float v) { return std::isfinite(v); }), ErrorKind::non_finite,
+          "the model's output for image {} is not finite\n  fix       use other weights, or precision=f32",
+          batch->indices[i]);
       score(row, classes, labels[i], e);
     }
     e.images += int64_t(labels.size());
@@ -74,7 +76,8 @@ Evaluation evaluate(Module& model, Loader& loader, const EvaluateOptions& option
     if (first_batch == 0) first_batch = e.images, start = Clock::now();
     if (options.progress) options.progress(e.images);
   }
-  OCCAM_CHECK(e.images > 0, ErrorKind::input, "no image could be evaluated");
+  OCCAM_CHECK(e.images > 0, ErrorKind::input, "no image could be evaluated: {}",
+              loader.skipped().empty() ? "there is none" : loader.skipped().begin()->second);
   double n = double(e.images), seconds = std::chrono::duration<double>(Clock::now() - start).count();
   e.top1 /= n, e.top5 /= n, e.loss /= n;
   e.images_per_s = e.images > first_batch ? (n - double(first_batch)) / seconds : 0;

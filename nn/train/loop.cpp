@@ -64,7 +64,21 @@ void TrainLoop::run(const Batch& batch, const LossFn& loss_of) {
   if (step_ % config_.log_every == 0 || done()) flush_log();
 }
 
+void TrainLoop::require_finite(double loss, double norm) const {
+  OCCAM_CHECK(
+      std::isfinite(loss) && std::isfinite(norm), ErrorKind::non_finite,
+      "the loss became {} and the gradient norm {} between steps {} and {}\n  fix       a smaller optim.lr, "
+      "optim.clip=1, a longer schedule.warmup, or precision=f32; data that are not finite do this too",
+      loss, norm, logged_step_ + 1, step_);
+}
+
+void TrainLoop::check_finite() const {
+  if (step_ > logged_step_)
+    require_finite(loss_sum_.item() / double(step_ - logged_step_), optimizer_.gradient_norm());
+}
+
 void TrainLoop::flush_log() {
+  if (step_ == logged_step_) return;
   double time = now();
   StepLog log;
   log.step = step_;
@@ -73,11 +87,7 @@ void TrainLoop::flush_log() {
   log.grad_norm = optimizer_.gradient_norm();
   log.lr = learning_rate(config_.schedule, config_.optim.lr, step_ - 1, steps_, steps_per_epoch_);
   log.images_per_s = double(images_) / std::max(time - log_time_, 1e-9);
-  OCCAM_CHECK(
-      std::isfinite(log.loss) && std::isfinite(log.grad_norm), ErrorKind::non_finite,
-      "the loss became {} and the gradient norm {} between steps {} and {}\n  fix       a smaller optim.lr, "
-      "optim.clip=1, a longer schedule.warmup, or precision=f32; data that are not finite do this too",
-      log.loss, log.grad_norm, logged_step_ + 1, step_);
+  require_finite(log.loss, log.grad_norm);
   loss_sum_.zero_();
   logged_step_ = step_;
   images_ = 0;

@@ -62,6 +62,11 @@ class TrainLoop {
   /// finite.
   void run(const Batch& batch, const LossFn& loss);
   std::function<void(const StepLog&)> on_log;
+  /// Logs the steps since the last log line, for an end that comes before `steps()`.
+  void flush_log();
+  /// Throws Error{non_finite} when a step since the last log line was not finite: before weights are judged
+  /// or kept.
+  void check_finite() const;
 
   /// Null when config.ema is 0.
   Ema* ema() { return ema_.get(); }
@@ -71,7 +76,7 @@ class TrainLoop {
   void load(const std::filesystem::path& folder, const Json& state);
 
  private:
-  void flush_log();
+  void require_finite(double loss, double norm) const;
 
   Module& model_;
   LoopConfig config_;
