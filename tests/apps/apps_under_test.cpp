@@ -82,7 +82,7 @@ void expect_failure(const std::string& app, const ProcessResult& result, int cod
 
 void expect_success(const ProcessResult& result) {
   EXPECT_EQ(result.code, 0) << result.err;
-  EXPECT_EQ(result.err.find("error"), std::string::npos) << result.err;
+  EXPECT_EQ(result.err.find(": error: "), std::string::npos) << result.err;
 }
 
 ProcessResult AppFixture::run(const std::string& app, const Words& arguments, ProcessOptions options) {

@@ -27,6 +27,7 @@ struct AppCase {
   bool needs_checkpoint;       // the tiny run has one; false: the setting may be left out
   Words slow;                  // over `tiny`: a run of minutes, for signals and locks
   bool resumes;                // --resume goes on where it was stopped
+  bool reads_images = true;
 };
 const std::vector<AppCase>& app_cases();
 inline void PrintTo(const AppCase& c, std::ostream* out) { *out << c.name; }

@@ -10,8 +10,6 @@
 #include <chrono>
 #include <stdexcept>
 
-#include "tests/core/temp_folder.h"
-
 namespace occam {
 namespace fs = std::filesystem;
 namespace {
@@ -20,18 +18,21 @@ double now() {
   return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
 }
 
-std::string temporary_file() {
-  std::string name = (fs::temp_directory_path() / "occam_out_XXXXXX").string();
-  int descriptor = mkstemp(name.data());
-  if (descriptor < 0) throw std::runtime_error("mkstemp failed");
-  close(descriptor);
-  return name;
+void open_pipe(int (&ends)[2]) {
+  if (pipe2(ends, O_CLOEXEC) != 0) throw std::runtime_error("pipe failed");
+  fcntl(ends[0], F_SETFL, O_NONBLOCK);
 }
 
-void redirect(const char* path, int target) {
-  int descriptor = open(path, O_WRONLY | O_CREAT, 0600);
+/// In the child: `file` or else the pipe becomes descriptor `target`.
+void redirect(const fs::path& file, int pipe_end, int target) {
+  int descriptor = file.empty() ? pipe_end : open(file.c_str(), O_WRONLY | O_CREAT, 0600);
   if (descriptor < 0 || dup2(descriptor, target) < 0) _exit(126);
-  close(descriptor);
+}
+
+void read_all(int descriptor, std::string& text) {
+  char buffer[4096];
+  for (ssize_t count; (count = read(descriptor, buffer, sizeof buffer)) > 0;)
+    text.append(buffer, size_t(count));
 }
 
 void limit(int resource, rlim_t value) {
@@ -51,19 +52,27 @@ bool can_limit_memory() {
 
 Process::Process(const fs::path& program, const std::vector<std::string>& arguments,
                  const ProcessOptions& options)
-    : deadline_(now() + options.seconds), out_(temporary_file()), err_(temporary_file()) {
+    : deadline_(now() + options.seconds) {
   std::vector<std::string> words{program.string()};
   words.insert(words.end(), arguments.begin(), arguments.end());
   std::vector<char*> argv;
   for (std::string& word : words) argv.push_back(word.data());
   argv.push_back(nullptr);
-  const std::string out = options.out.empty() ? out_ : options.out.string();
+  int out[2], err[2];
+  open_pipe(out);
+  open_pipe(err);
 
   id_ = fork();
   if (id_ < 0) throw std::runtime_error("fork failed");
-  if (id_ > 0) return;
-  redirect(out.c_str(), STDOUT_FILENO);
-  redirect(err_.c_str(), STDERR_FILENO);
+  if (id_ > 0) {
+    close(out[1]);
+    close(err[1]);
+    out_pipe_ = out[0];
+    err_pipe_ = err[0];
+    return;
+  }
+  redirect(options.out, out[1], STDOUT_FILENO);
+  redirect(options.err, err[1], STDERR_FILENO);
   if (!options.folder.empty() && chdir(options.folder.c_str()) != 0) _exit(126);
   if (options.obeys_permissions && geteuid() == 0) {
     if (prctl(PR_CAPBSET_DROP, CAP_DAC_OVERRIDE) != 0) _exit(125);
@@ -80,14 +89,20 @@ Process::~Process() {
     kill(id_, SIGKILL);
     waitpid(id_, nullptr, 0);
   }
-  unlink(out_.c_str());
-  unlink(err_.c_str());
+  close(out_pipe_);
+  close(err_pipe_);
 }
 
 void Process::signal(int number) const { kill(id_, number); }
 double Process::left() const { return deadline_ - now(); }
 
+void Process::drain() {
+  read_all(out_pipe_, out_);
+  read_all(err_pipe_, err_);
+}
+
 bool Process::ended() {
+  drain();
   int status = 0;
   if (!status_ && waitpid(id_, &status, WNOHANG) == id_)
     status_ = WIFEXITED(status) ? WEXITSTATUS(status) : -WTERMSIG(status);
@@ -109,7 +124,8 @@ ProcessResult Process::wait() {
     waitpid(id_, nullptr, 0);
     status_ = ProcessResult::kTimeOut;
   }
-  return {*status_, read_bytes(out_), read_bytes(err_)};
+  drain();
+  return {*status_, out_, err_};
 }
 
 ProcessResult run_process(const fs::path& program, const std::vector<std::string>& arguments,

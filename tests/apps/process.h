@@ -15,7 +15,7 @@ struct ProcessOptions {
   std::filesystem::path folder;              // working directory; empty: this process's
   std::optional<rlim_t> file_bytes, memory;  // RLIMIT_FSIZE, RLIMIT_AS (left out under AddressSanitizer)
   bool obeys_permissions = false;            // takes from root the right to ignore permissions
-  std::filesystem::path out;                 // instead of a captured standard output
+  std::filesystem::path out, err;            // files for its output, instead of what `wait` returns
   double seconds = 60;                       // then it is killed, and `code` says so
 };
 
@@ -42,12 +42,15 @@ class Process {
 
  private:
   bool ended();
+  void drain();
   double left() const;
 
   pid_t id_ = -1;
   std::optional<int> status_;
   double deadline_;
-  std::string out_, err_;  // temporary files
+  // Pipes, since a file would fall under the process's own limits.
+  int out_pipe_ = -1, err_pipe_ = -1;
+  std::string out_, err_;
 };
 
 ProcessResult run_process(const std::filesystem::path& program, const std::vector<std::string>& arguments,
