@@ -190,7 +190,8 @@ namespace app_detail {
 static void restart_with_short_spin(char** argv) {
   if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
   setenv("GOMP_SPINCOUNT", "1000", 1);
-  execv("/proc/self/exe", argv);
+  std::error_code unknown;
+  execv(std::filesystem::read_symlink("/proc/self/exe", unknown).c_str(), argv);
 }
 
 int run_app(int argc, char** argv, const AppInfo& info, const Steps& steps) {
