@@ -29,9 +29,17 @@ void make_folders(const fs::path& path) {
               path.string(), error.message());
 }
 
+/// No folder, or nothing in it but what a run leaves that was killed as it began.
 bool holds_nothing(const fs::path& path) {
   std::error_code error;
-  return !fs::exists(path, error) || fs::is_empty(path, error);
+  if (!fs::exists(path, error)) return true;
+  for (const auto& entry : fs::directory_iterator(path, error)) {
+    std::string name = entry.path().filename().string();
+    bool opening = (name == "ckpt" && fs::is_empty(entry.path(), error)) ||
+                   (name.starts_with("config.resolved.yaml.") && is_temporary_name(name));
+    if (!opening) return false;
+  }
+  return !error;
 }
 
 bool is_run(const fs::path& path) { return fs::exists(path / "config.resolved.yaml"); }

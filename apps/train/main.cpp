@@ -250,10 +250,12 @@ class Run {
       eval_top1_ = state.at("eval_top1").get<std::vector<double>>();
       skipped_ = state.at("skipped").get<std::set<std::string>>();
     } catch (const Json::exception& e) {
+      std::string reason = e.what();  // after "[json.exception...] "
       fail(ErrorKind::input,
-           fmt::format("{}: this is not the state of a training run ({}); resume from another "
-                       "checkpoint or start anew",
-                       file.string(), e.what()));
+           fmt::format(
+               "{}: this is not the state of a training run ({}); resume from another checkpoint or start "
+               "anew",
+               file.string(), reason.substr(reason.find("] ") + 2)));
     }
     // The best weights stay with the run that found them.
     if (!std::filesystem::exists(run_->path() / kBestFile)) best_ = 0, best_step_ = -1, judged_step_ = -1;

@@ -172,6 +172,15 @@ TEST_F(RunFolderTest, TemporariesOfAKilledRunAreRemoved) {
   EXPECT_FALSE(fs::exists(dir_ / "report.html.tmp-123-1"));
 }
 
+TEST_F(RunFolderTest, ARunKilledAsItBeganIsNoHindrance) {
+  fs::create_directories(dir_ / "ckpt");
+  write_bytes(dir_ / "config.resolved.yaml.tmp-123-0", "a:");
+  EXPECT_FALSE(open(false, "auto")->resume_from());
+  fs::create_directories(dir_ / "ckpt");
+  write_bytes(dir_ / "ckpt/weights", "");
+  EXPECT_OCCAM_ERROR(open(), ErrorKind::usage, "no run's");
+}
+
 TEST_F(RunFolderTest, TwoRunsDoNotShareAFolder) {
   auto run = open();
   EXPECT_OCCAM_ERROR(open(true), ErrorKind::usage, "in use by process " + std::to_string(getpid()));
