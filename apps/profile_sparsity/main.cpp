@@ -169,13 +169,17 @@ void profile_app(App& app, Config& config) {
   progress.finish();
   if (stop_requested()) return;
 
+  std::set<std::string> skipped;
+  for (const auto& [index, reason] : loader->skipped()) skipped.insert(reason);
+  warn_skipped(skipped);
+
   const SparsityProfile& p = result.profile;
   size_t key = index_of(config.rank_by);
   Json summary = p.summary();
   summary["tokens"] = result.tokens;
   summary["images_per_s"] = result.images_per_s;
   summary["rank_by"] = config.rank_by;
-  summary["skipped_images"] = loader->skipped().size();
+  summary["skipped_images"] = skipped.size();
   if (config.maps) {
     NamedTensors maps;
     for (size_t i = 0; i < result.maps.size(); ++i)
@@ -222,8 +226,8 @@ int main(int argc, char** argv) {
       "Measures how sparse the attention of each layer and head is, by sixteen metrics, and ranks the "
       "layers.";
   info.examples = {
-      "profile_sparsity apps/demo/profile.yaml",
-      "profile_sparsity model=deit_tiny_patch16_224 model.checkpoint=deit_tiny.safetensors data=folder "
+      "profile_sparsity model.name=deit_tiny_patch16_224 model.checkpoint=deit_tiny.safetensors "
+      "data.name=folder "
       "data.root=imagenet data.split=val data.limit=1000",
       "profile_sparsity model.checkpoint=runs/a/best.safetensors data=cifar100 rank_by=hoyer maps=true"};
   return run_app<Config>(argc, argv, info, profile_app);

@@ -116,18 +116,29 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
     for (int64_t k = 0; k < batch->size() && images + k < options.gallery; ++k)
       result.gallery.push_back(
           {batch->indices[size_t(k)], std::vector<std::vector<float>>(size_t(shape.depth))});
-    model(raw::to(batch->images, model.compute_dtype()));
+    Tensor logits = model(raw::to(batch->images, model.compute_dtype()));
     // Read back after the whole forward: nothing waits between the layers.
     for (size_t i = 0; i < stats.size(); ++i)
       if (stats[i]) result.profile.add(int64_t(i), stats[i]);
+    // A metric may be undefined (NaN) by itself; a NaN from the weights reaches the output too.
+    std::vector<float> outputs = logits.to_vector<float>();
+    OCCAM_CHECK(
+        std::all_of(outputs.begin(), outputs.end(), [](float v) { return std::isfinite(v); }),
+        ErrorKind::non_finite,
+        "the model's output is not finite for an image of the batch that begins with image {}\n  fix       "
+        "use other weights, or precision=f32",
+        batch->indices.at(0));
     images += batch->size();
     if (first_batch == 0) first_batch = images, start = Clock::now();
     if (options.progress) options.progress(images);
   }
   model.train(training);
+  OCCAM_CHECK(images > 0 || (options.stop && options.stop()), ErrorKind::input,
+              "no image could be profiled: {}",
+              loader.skipped().empty() ? "there is none" : loader.skipped().begin()->second);
   double seconds = std::chrono::duration<double>(Clock::now() - start).count();
   result.images_per_s = images > first_batch ? double(images - first_batch) / seconds : 0;
-  if (options.maps)
+  if (options.maps && images > 0)
     for (const Tensor& m : moments) result.maps.push_back(maps_of(m, images));
   return result;
 }

@@ -39,6 +39,7 @@ const std::vector<AppCase>& app_cases() {
         {"train", tiny_data() + tiny_model() + Words{"train.epochs=1", "train.batch=16"}, "model.checkpoint",
          false, Words{"train.epochs=100000", "train.save_every=1000"}, true},
         {"evaluate", tiny_data(), "model.checkpoint", true, forever, false},
+        {"profile_sparsity", tiny_data(), "model.checkpoint", true, forever, false, false},
     };
     std::erase_if(all, [](const AppCase& c) {
       return std::find(all_apps().begin(), all_apps().end(), c.name) == all_apps().end();

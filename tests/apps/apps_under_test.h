@@ -27,7 +27,7 @@ struct AppCase {
   bool needs_checkpoint;       // the tiny run has one; false: the setting may be left out
   Words slow;                  // over `tiny`: a run of minutes, for signals and locks
   bool resumes;                // --resume goes on where it was stopped
-  bool reads_images = true;
+  bool uses_labels = true;     // and so refuses data of more classes than the model has
 };
 const std::vector<AppCase>& app_cases();
 inline void PrintTo(const AppCase& c, std::ostream* out) { *out << c.name; }

@@ -11,12 +11,6 @@ namespace {
 
 std::string png(int shade) { return encode_png(std::vector<uint8_t>(8 * 8 * 3, uint8_t(shade)), 8, 8, 3); }
 
-std::vector<AppCase> cases_with_images() {
-  std::vector<AppCase> cases = app_cases();
-  std::erase_if(cases, [](const AppCase& c) { return !c.reads_images; });
-  return cases;
-}
-
 class WrongImages : public AppFixture, public testing::WithParamInterface<AppCase> {
  protected:
   /// train/ and val/ with three classes of four images, and a finished run in x.
@@ -50,7 +44,10 @@ class WrongImages : public AppFixture, public testing::WithParamInterface<AppCas
 
   Words arguments_;
 };
-INSTANTIATE_TEST_SUITE_P(Apps, WrongImages, testing::ValuesIn(cases_with_images()), case_name);
+INSTANTIATE_TEST_SUITE_P(Apps, WrongImages, testing::ValuesIn(app_cases()), case_name);
+
+class WrongTrainingImages : public WrongImages {};
+INSTANTIATE_TEST_SUITE_P(Train, WrongTrainingImages, testing::Values(app_cases().front()), case_name);
 
 TEST_P(WrongImages, StopTheRunWithTheirPathOrAreSkippedAndCounted) {
   const std::string whole = png(7);
@@ -90,12 +87,21 @@ TEST_P(WrongImages, AllOfThem) {
   expect_refused(with(arguments_, {"data.on_error=skip"}), {"could be ", "images/", "0.png"});
 }
 
+TEST_P(WrongTrainingImages, ThatFillAWholeBatchDoNotHoldTheRunUp) {
+  put("b/wrong.png", "not an image");
+  ProcessResult result = run(
+      "train", with(arguments_, {"train.batch=1", "train.epochs=2", "data.on_error=skip"}), {.seconds = 20});
+  expect_success(result);
+  EXPECT_EQ(Json::parse(read_bytes(folder_ / "x/summary.json"))["steps"], 2 * 12);
+}
+
 TEST_P(WrongImages, InAFolderThatIsNotAsItShouldBe) {
   fs::create_directories(folder_ / "images/train/d");
   fs::create_directories(folder_ / "images/val/d");
   expect_refused(arguments_, {"images/", "/d: class folder without", "remove it or fill it"});
   put("d/0.png", png(1));
-  if (GetParam().needs_checkpoint) expect_refused(arguments_, {"4 classes", "3 outputs", "model.classes"});
+  if (GetParam().needs_checkpoint && GetParam().uses_labels)
+    expect_refused(arguments_, {"4 classes", "3 outputs", "model.classes"});
   for (const char* split : {"train", "val"}) fs::remove_all(folder_ / "images" / split);
   expect_refused(arguments_, {"images: holds no class folders"});
   expect_refused(with(arguments_, {"data.root=nowhere"}), {"nowhere: no such folder", "data.root"});
@@ -107,7 +113,7 @@ TEST_P(WrongImages, InABinarySetThatIsNotThere) {
   expect_refused(with(arguments_, {"data.name=cifar10", "data.root=cifar"}), {"cifar", "_batch"});
 }
 
-TEST_P(WrongImages, WithMoreClassesInOneSplit) {
+TEST_P(WrongTrainingImages, OfMoreClassesThanTheTestImages) {
   fs::create_directories(folder_ / "images/train/d");
   write_bytes(folder_ / "images/train/d/0.png", png(1));
   if (GetParam().name == "train")
