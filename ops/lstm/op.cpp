@@ -1,0 +1,170 @@
+#include "ops/lstm/op.h"
+
+#include "ops/blas.h"
+#include "ops/lstm/kernel.h"
+#include "ops/op.h"
+#include "ops/reduce/op.h"
+
+namespace occam {
+namespace {
+
+struct LstmOp {
+  struct Attrs {};
+  static constexpr OpInfo info{
+      .name = "lstm",
+      .contract = "x: b t h i, w_ih: 2 h g i, w_hh: 2 h g w, b_ih: 2 h g, b_hh: 2 h g -> b t h o",
+      .bound = Bound::compute,
+      .hint = "g = 4w: the gates i, f, g, o"};
+
+  static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh) { return {x[0], x[1], x[2], w_hh[3]}; }
+  /// What is kept between the products: f32 beside bf16.
+  static DType between(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
+
+  static Outs forward(Ctx& c, In in, const Attrs&) {
+    const Tensor &x = in[0], &w_ih = in[1], &w_hh = in[2], &b_ih = in[3], &b_hh = in[4];
+    kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
+    OCCAM_CHECK(w_ih.size(2) == 4 * s.w && x.size(3) > 0 && s.w > 0, ErrorKind::shape,
+                "lstm: w_hh {} has {} gate rows for states of width {}; 4 x {} are needed\n  contract  {}",
+                w_hh.shape().str(), w_hh.size(2), s.w, s.w, info.contract);
+    TensorOptions state{between(x.dtype()), x.device()};
+    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x));
+    Tensor gates = empty({2, s.h, s.b, s.t, 4 * s.w}, state), cells = empty({2, s.h, s.b, s.t, s.w}, state);
+    Tensor before = c.recording() ? empty({2, s.h, s.b, s.t, s.w}, options_of(x)) : Tensor();
+    if (y.numel() > 0) {
+      for (int64_t direction = 0; direction < 2; ++direction)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = state.dtype,
+                        .trans_b = true,
+                        .m = s.b * s.t,
+                        .n = 4 * s.w,
+                        .k = x.size(3),
+                        .lda = s.h * x.size(3),
+                        .batch = s.h,
+                        .stride_a = x.size(3),
+                        .stride_b = 4 * s.w * x.size(3),
+                        .stride_d = s.b * s.t * 4 * s.w},
+                       x.data_ptr(), raw::select(w_ih, 0, direction).data_ptr(),
+                       raw::select(gates, 0, direction).data_ptr());
+      if (x.is_cuda()) {
+        dispatch_cuda(x.dtype(), [&]<class T>() {
+          OCCAM_ON_CUDA(
+              kernels::lstm_fwd<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), gates.data<float>(),
+                                    cells.data<float>(), y.data<T>(), before ? before.data<T>() : nullptr},
+                                   current_stream(x.device()).handle));
+        });
+      } else {
+        dispatch_float(x.dtype(), [&]<class T>() {
+          kernels::lstm_fwd_cpu<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), gates.data<T>(),
+                                    cells.data<T>(), y.data<T>(), before ? before.data<T>() : nullptr});
+        });
+      }
+    }
+    c.save({x, w_ih, w_hh, gates, cells, before});
+    return {y};
+  }
+
+  static Grads backward(Ctx& c, GradsOut gy) {
+    Tensor x = c.saved(0), w_ih = c.saved(1), w_hh = c.saved(2), gates = c.saved(3), cells = c.saved(4),
+           before = c.saved(5);
+    kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
+    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x));
+    if (x.is_cuda()) {
+      dispatch_cuda(x.dtype(), [&]<class T>() {
+        OCCAM_ON_CUDA(if (g_gates.numel() > 0) kernels::lstm_bwd<T>(
+            {s, w_hh.data<T>(), gates.data<float>(), cells.data<float>(), gy[0].data<T>(), g_gates.data<T>()},
+            current_stream(x.device()).handle));
+      });
+    } else {
+      dispatch_float(x.dtype(), [&]<class T>() {
+        kernels::lstm_bwd_cpu<T>(
+            {s, w_hh.data<T>(), gates.data<T>(), cells.data<T>(), gy[0].data<T>(), g_gates.data<T>()});
+      });
+    }
+    Grads grads(5);
+    if (c.needs(0)) {  // gx = sum over directions of g_gates w_ih
+      grads[0] = empty(x.shape(), options_of(x));
+      for (int64_t direction = 0; direction < 2; ++direction)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = x.dtype(),
+                        .m = s.b * s.t,
+                        .n = x.size(3),
+                        .k = 4 * s.w,
+                        .ldd = s.h * x.size(3),
+                        .batch = s.h,
+                        .stride_a = s.b * s.t * 4 * s.w,
+                        .stride_b = 4 * s.w * x.size(3),
+                        .stride_d = x.size(3),
+                        .beta = direction == 0 ? 0.0 : 1.0},
+                       raw::select(g_gates, 0, direction).data_ptr(),
+                       raw::select(w_ih, 0, direction).data_ptr(), grads[0].data_ptr());
+    }
+    // g_gates^T x by direction, g_gates^T h_{t-1} for all (direction, head) at once.
+    if (c.needs(1)) {
+      grads[1] = weight_grad(c, 1, g_gates);
+      for (int64_t direction = 0; direction < 2 && s.b * s.t > 0; ++direction)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = grads[1].dtype(),
+                        .trans_a = true,
+                        .m = 4 * s.w,
+                        .n = x.size(3),
+                        .k = s.b * s.t,
+                        .ldb = s.h * x.size(3),
+                        .batch = s.h,
+                        .stride_a = s.b * s.t * 4 * s.w,
+                        .stride_b = x.size(3),
+                        .stride_d = 4 * s.w * x.size(3)},
+                       raw::select(g_gates, 0, direction).data_ptr(), x.data_ptr(),
+                       raw::select(grads[1], 0, direction).data_ptr());
+    }
+    if (c.needs(2)) {
+      grads[2] = weight_grad(c, 2, g_gates);
+      if (s.b * s.t > 0)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = grads[2].dtype(),
+                        .trans_a = true,
+                        .m = 4 * s.w,
+                        .n = s.w,
+                        .k = s.b * s.t,
+                        .batch = 2 * s.h,
+                        .stride_a = s.b * s.t * 4 * s.w,
+                        .stride_b = s.b * s.t * s.w,
+                        .stride_d = 4 * s.w * s.w},
+                       g_gates.data_ptr(), before.data_ptr(), grads[2].data_ptr());
+    }
+    for (size_t i : {3, 4})
+      if (c.needs(i)) {
+        DType dtype = c.grad_dtype_of(i) == DType::f32 ? DType::f32 : x.dtype();
+        Tensor rows = raw::reshape(g_gates, {2, s.h, s.b * s.t, 4 * s.w});
+        grads[i] = raw::reshape(raw::sum_to_shape(rows, {2, s.h, 1, 4 * s.w}, dtype), c.shape_of(i));
+      }
+    return grads;
+  }
+
+  static Cost cost(Shapes in, DType dtype, const Attrs&) {
+    double rows = double(in[0][0]) * double(in[0][1]), weights = double(in[1].numel() + in[2].numel());
+    double state = rows * double(in[0][2]) * double(in[2][3]);
+    return {2 * rows * weights + 60 * state, bytes_of(in, dtype) + 2 * state * double(size_of(dtype))};
+  }
+
+ private:
+  static Tensor weight_grad(Ctx& c, size_t i, const Tensor& g_gates) {
+    Tensor g = empty(c.shape_of(i),
+                     {c.grad_dtype_of(i) == DType::f32 ? DType::f32 : g_gates.dtype(), g_gates.device()});
+    if (g_gates.numel() == 0) g.zero_();
+    return g;
+  }
+};
+
+}  // namespace
+
+Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+  return apply<LstmOp>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
+}
+
+OCCAM_REGISTER(lstm, LstmOp);
+
+}  // namespace occam

@@ -1,0 +1,15 @@
+#pragma once
+#include "core/tensor.h"
+
+namespace occam {
+
+/// One bidirectional LSTM for every head, all heads and both directions in one op (Hochreiter and Schmidhuber
+/// 1997; gates as in PyTorch's nn.LSTM). For head h and direction r, from states h = c = 0:
+///   i f g o = w_ih[r,h] x_t + b_ih[r,h] + w_hh[r,h] h_{t-1} + b_hh[r,h]   (in this order along 4w)
+///   c_t = sigmoid(f) c_{t-1} + sigmoid(i) tanh(g),   h_t = sigmoid(o) tanh(c_t)
+/// Direction 0 runs from the first token to the last, direction 1 from the last to the first.
+/// x [b,t,h,i], w_ih [2,h,4w,i], w_hh [2,h,4w,w], b_ih and b_hh [2,h,4w] -> [b,t,h,2w]: the states of
+/// direction 0, then those of direction 1, of every token. Throws Error{shape} when the gate axis is not 4w.
+Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh);
+
+}  // namespace occam

@@ -1,0 +1,123 @@
+#include "ops/lstm/op.h"
+
+#include <cmath>
+
+#include "ops/activation/op.h"
+#include "ops/concat/op.h"
+#include "ops/elementwise/op.h"
+#include "ops/linear/op.h"
+#include "ops/slice/op.h"
+#include "ops/spec.h"
+#include "ops/view/op.h"
+
+namespace {
+using namespace occam::spec;
+using occam::Tensor;
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+
+Arrays naive(const Arrays& in) {
+  const Array &x = in[0], &w_ih = in[1], &w_hh = in[2], &b_ih = in[3], &b_hh = in[4];
+  int64_t b = x.size(0), t = x.size(1), heads = x.size(2), width = x.size(3), w = w_hh.size(3);
+  Array y({b, t, heads, 2 * w});
+  for (int64_t r = 0; r < 2; ++r)
+    for (int64_t head = 0; head < heads; ++head)
+      for (int64_t n = 0; n < b; ++n) {
+        std::vector<double> h(size_t(w), 0.0), c(size_t(w), 0.0);
+        for (int64_t s = 0; s < t; ++s) {
+          int64_t token = r == 0 ? s : t - 1 - s;
+          std::vector<double> z(size_t(4 * w));
+          for (int64_t j = 0; j < 4 * w; ++j) {
+            z[size_t(j)] = b_ih(r, head, j) + b_hh(r, head, j);
+            for (int64_t i = 0; i < width; ++i) z[size_t(j)] += w_ih(r, head, j, i) * x(n, token, head, i);
+            for (int64_t k = 0; k < w; ++k) z[size_t(j)] += w_hh(r, head, j, k) * h[size_t(k)];
+          }
+          for (int64_t k = 0; k < w; ++k) {
+            c[size_t(k)] = sigmoid(z[size_t(w + k)]) * c[size_t(k)] +
+                           sigmoid(z[size_t(k)]) * std::tanh(z[size_t(2 * w + k)]);
+            h[size_t(k)] = sigmoid(z[size_t(3 * w + k)]) * std::tanh(c[size_t(k)]);
+            y(n, token, head, r * w + k) = h[size_t(k)];
+          }
+        }
+      }
+  return {y};
+}
+
+/// The same from plain ops, a step and a head at a time.
+std::vector<Tensor> by_step(const std::vector<Tensor>& in) {
+  const Tensor& x = in[0];
+  int64_t b = x.size(0), t = x.size(1), heads = x.size(2), width = x.size(3), w = in[2].size(3);
+  auto part = [](const Tensor& p, int64_t r, int64_t head) {  // [2,h,...] -> [...]
+    occam::Shape s = p.shape();
+    Tensor one = occam::slice(occam::slice(p, 0, r, 1), 1, head, 1);
+    return s.rank() == 4 ? occam::reshape(one, {s[2], s[3]}) : occam::reshape(one, {s[2]});
+  };
+  std::vector<Tensor> by_head;
+  for (int64_t head = 0; head < heads; ++head) {
+    std::vector<Tensor> directions;
+    for (int64_t r = 0; r < 2; ++r) {
+      Tensor bias = part(in[3], r, head) + part(in[4], r, head), h, c;
+      std::vector<Tensor> states(static_cast<size_t>(t));
+      for (int64_t s = 0; s < t; ++s) {
+        int64_t token = r == 0 ? s : t - 1 - s;
+        Tensor xt = occam::reshape(occam::slice(occam::slice(x, 1, token, 1), 2, head, 1), {b, width});
+        Tensor z = occam::linear(xt, part(in[1], r, head), bias);
+        if (h) z = z + occam::linear(h, part(in[2], r, head));
+        auto gate = [&](int64_t g) { return occam::slice(z, 1, g * w, w); };
+        Tensor update = occam::sigmoid(gate(0)) * occam::tanh(gate(2));
+        c = c ? occam::sigmoid(gate(1)) * c + update : update;
+        h = occam::sigmoid(gate(3)) * occam::tanh(c);
+        states[size_t(token)] = occam::reshape(h, {b, 1, 1, w});
+      }
+      directions.push_back(occam::concat(states, 1));
+    }
+    by_head.push_back(occam::concat(directions, 3));
+  }
+  return {occam::concat(by_head, 2)};
+}
+}  // namespace
+
+OP_SPEC(lstm) {
+  auto add = [&](const char* name, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w) -> Sample& {
+    double k = 1 / std::sqrt(double(w));
+    // A gate sums i + w products; an error made in one step lives on in the cell and, through weights of row
+    // norm about 1, in the next gates: it adds up over the steps it is remembered for, at most t and with
+    // forget gates near 1/2 rather 4, in the state and again in its gradient.
+    // bf16: y is rounded, and on the way back g_gates and the weights' products.
+    double memory = double(std::min<int64_t>(t, 4));
+    return spec
+        .sample(
+            name,
+            {randn({b, t, h, i}), uniform({2, h, 4 * w, i}, -k, k), uniform({2, h, 4 * w, w}, -k, k),
+             uniform({2, h, 4 * w}, -k, k), uniform({2, h, 4 * w}, -k, k)},
+            [](const std::vector<Tensor>& in) {
+              return std::vector{occam::lstm(in[0], in[1], in[2], in[3], in[4])};
+            },
+            naive)
+        .sum_length(double(std::max(i + w, b * t)))
+        .conditioned(memory)
+        .half_roundings(2 * memory);
+  };
+  add("2x4x2x3x2", 2, 4, 2, 3, 2).small().same_as(by_step);
+  add("1x1x1x1x1", 1, 1, 1, 1, 1).small();
+  add("3x5x1x4x7", 3, 5, 1, 4, 7).small().same_as(by_step);
+  add("2x9x3x16x16", 2, 9, 3, 16, 16);
+  add("1x50x2x32x24", 1, 50, 2, 32, 24);
+  // More images than one task carries; a state wider than what a block keeps of the weights.
+  add("67x3x1x8x8", 67, 3, 1, 8, 8);
+  add("9x4x1x64x64", 9, 4, 1, 64, 64);
+  add("2x3x1x5x130", 2, 3, 1, 5, 130);
+  add("no-images", 0, 4, 2, 3, 2);
+  add("no-tokens", 2, 0, 2, 3, 2);
+  auto call = [](occam::Shape x, occam::Shape ih, occam::Shape hh) {
+    return [=] {
+      occam::Shape bias{2, ih[1], ih[2]};
+      occam::lstm(occam::zeros(x), occam::zeros(ih), occam::zeros(hh), occam::zeros(bias),
+                  occam::zeros(bias));
+    };
+  };
+  spec.bad("gates", call({1, 2, 1, 3}, {2, 1, 12, 3}, {2, 1, 12, 4}),
+           "lstm: w_hh [2,1,12,4] has 12 gate rows for states of width 4; 4 x 4 are needed");
+  spec.bad("heads", call({1, 2, 2, 3}, {2, 1, 8, 3}, {2, 1, 8, 2}),
+           "lstm: axis `h` is 2 in x [1,2,2,3] but 1 in w_ih [2,1,8,3]");
+}

@@ -1,0 +1,251 @@
+// Mixers: their ledger (method.md 1.4 of the project's notes; closed forms in nn/mixers/*/README.md), names,
+// and replacement in a model.
+#include <gtest/gtest.h>
+
+#include <cmath>
+
+#include "autograd/apply.h"
+#include "core/grad_mode.h"
+#include "core/io/safetensors.h"
+#include "nn/mixers/attention/attention.h"
+#include "nn/plan.h"
+#include "nn/summary.h"
+#include "nn/vit/model.h"
+#include "nn/vit/taps.h"
+#include "tests/core/expect_error.h"
+#include "tests/nn/rule.h"
+
+namespace occam {
+namespace {
+
+const MixerShape kTiny{192, 3}, kSmall{384, 6}, kBase{768, 12};
+
+TEST(MixerLedger, PublishedParameters) {
+  auto params = [](const char* name, const MixerShape& s) {
+    return find_mixer(name).ledger(s, 197, {}).params;
+  };
+  EXPECT_EQ(params("attention", kTiny), 148224);
+  EXPECT_EQ(params("attention", kSmall), 591360);
+  EXPECT_EQ(params("attention", kBase), 2362368);
+  EXPECT_EQ(params("bilstm", kTiny), 298560);
+  EXPECT_EQ(params("bilstm", kSmall), 744576);
+  EXPECT_EQ(params("bilstm", kBase), 2078976);
+  EXPECT_EQ(params("identity", kBase), 0);
+}
+
+TEST(MixerLedger, PublishedMultiplyAdds) {
+  struct Row {
+    MixerShape shape;
+    int64_t tokens;
+    double attention, bilstm;  // G, three digits after the point
+  };
+  for (const Row& r :
+       {Row{kTiny, 197, 0.044, 0.058}, Row{kTiny, 768, 0.340, 0.226}, Row{kSmall, 197, 0.146, 0.145},
+        Row{kBase, 197, 0.524, 0.407}, Row{kBase, 577, 1.873, 1.191}, Row{kBase, 1025, 4.032, 2.116}}) {
+    auto giga = [&](const char* name) {
+      return std::round(double(find_mixer(name).ledger(r.shape, r.tokens, {}).macs) / 1e6) / 1e3;
+    };
+    EXPECT_DOUBLE_EQ(giga("attention"), r.attention) << r.shape.dim << " " << r.tokens;
+    EXPECT_DOUBLE_EQ(giga("bilstm"), r.bilstm) << r.shape.dim << " " << r.tokens;
+  }
+  // Exact integers of one row, worked by hand: 4*197*192^2 + 2*197^2*192 and 197*(2*192^2 + 1152*192).
+  EXPECT_EQ(find_mixer("attention").ledger(kTiny, 197, {}).macs, 43951488);
+  EXPECT_EQ(find_mixer("bilstm").ledger(kTiny, 197, {}).macs, 58097664);
+  EXPECT_EQ(find_mixer("bilstm").ledger(kTiny, 197, {}).sequential_depth, 197);
+  EXPECT_EQ(find_mixer("attention").ledger(kTiny, 197, {}).sequential_depth, 1);
+}
+
+TEST(MixerLedger, PublishedModels) {
+  struct Row {
+    const char* name;
+    double deit, lstm;  // M
+  };
+  for (const Row& r : {Row{"deit_tiny_patch16_224", 5.72, 7.52}, Row{"deit_small_patch16_224", 22.05, 23.89},
+                       Row{"deit_base_patch16_224", 86.57, 83.17}}) {
+    VisionTransformer model(vit_shape(r.name));
+    auto millions = [&] { return std::round(double(model.parameter_count()) / 1e4) / 100; };
+    EXPECT_DOUBLE_EQ(millions(), r.deit);
+    for (int64_t i = 0; i < 12; ++i) model.replace_mixer(i, {"bilstm", {}});
+    EXPECT_DOUBLE_EQ(millions(), r.lstm);
+  }
+}
+
+TEST(MixerLedger, ClosedFormsEqualParametersAndPlan) {
+  for (const MixerEntry& entry : mixer_table())
+    for (const MixerShape& s : {kTiny, kBase, MixerShape{24, 2}})
+      for (int64_t t : {1, 17, 197}) {
+        auto mixer = make_mixer(entry.name, s);
+        const MixerLedger ledger = entry.ledger(s, t, {});
+        EXPECT_EQ(mixer->parameter_count(), ledger.params) << entry.name;
+        Plan plan = plan_of(*mixer, {1, t, s.dim});
+        EXPECT_EQ(plan.total().params, ledger.params) << entry.name;
+        EXPECT_EQ(plan.total().macs, ledger.macs) << entry.name << " t=" << t;
+        EXPECT_EQ(plan.total().output, (Shape{1, t, s.dim}));
+      }
+  const MixerOptions wide{{"hidden", "10"}};
+  EXPECT_EQ(make_mixer("bilstm", {24, 2}, wide)->parameter_count(),
+            find_mixer("bilstm").ledger({24, 2}, 5, wide).params);
+}
+
+TEST(Plan, DeitTinyByHand) {
+  VisionTransformer model(vit_shape("deit_tiny_patch16_224"));
+  const Plan plan = plan_of(model, model.shape().image());
+  EXPECT_EQ(plan.at("patch_embed").macs, int64_t{196} * 768 * 192);
+  EXPECT_EQ(plan.at("blocks.3.attn").macs, 43951488);
+  EXPECT_EQ(plan.at("blocks.3.mlp").macs, int64_t{2} * 197 * 192 * 768);
+  EXPECT_EQ(plan.at("head").macs, 192 * 1000);
+  EXPECT_EQ(plan.total().macs, 196 * 768 * 192 + int64_t{12} * (43951488 + 2 * 197 * 192 * 768) + 192000);
+  EXPECT_EQ(plan.total().params, 5717416);
+  EXPECT_EQ(plan.total().output, (Shape{1, 1000}));
+  const std::string text = summary(plan, 2);
+  EXPECT_NE(text.find("5,717,416"), std::string::npos) << text;
+  EXPECT_NE(text.find("attn Attention"), std::string::npos) << text;
+  EXPECT_EQ(text.find("qkv"), std::string::npos) << "depth 3 is left out:\n" << text;
+}
+
+std::vector<std::string> block_names(VisionTransformer& model, int64_t i) {
+  std::vector<std::string> names;
+  for (const auto& [name, p] : model.block(i).named_parameters()) names.push_back(name);
+  return names;
+}
+
+std::unique_ptr<VisionTransformer> small_model() {
+  ModelConfig config{.name = "vit"};
+  config.image_size = 16, config.patch = 4, config.dim = 24, config.depth = 3, config.heads = 2,
+  config.classes = 5;
+  auto model = make_model(config, 3);
+  model->eval();
+  return model;
+}
+
+TEST(Replace, BilstmKeepsTheProjection) {
+  auto model = small_model();
+  const auto proj = model->block(1).mixer().proj()->weight().master().to_vector<float>();
+  model->replace_mixer(1, {"bilstm", {}}, 9);
+  EXPECT_EQ(block_names(*model, 1),
+            (std::vector<std::string>{"norm1.weight", "norm1.bias", "attn.pre.weight", "attn.pre.bias",
+                                      "attn.rnn.weight_ih", "attn.rnn.weight_hh", "attn.rnn.bias_ih",
+                                      "attn.rnn.bias_hh", "attn.head_proj.weight", "attn.head_proj.bias",
+                                      "attn.proj.weight", "attn.proj.bias", "norm2.weight", "norm2.bias",
+                                      "mlp.fc1.weight", "mlp.fc1.bias", "mlp.fc2.weight", "mlp.fc2.bias"}));
+  EXPECT_EQ(model->block(1).mixer().proj()->weight().master().to_vector<float>(), proj);
+  EXPECT_FALSE(model->block(1).mixer().training()) << "a new mixer takes the model's mode";
+  NoGrad no_grad;
+  const Tensor y = (*model)(ones({2, 3, 16, 16}));
+  EXPECT_EQ(y.shape(), (Shape{2, 5}));
+  for (float v : y.to_vector<float>()) EXPECT_TRUE(std::isfinite(v));
+}
+
+TEST(Replace, FreshAttentionHasNewQkvAndTheOldProjection) {
+  auto model = small_model();
+  auto values = [&](const char* path) {
+    return model->block(2).mixer().find(path)->parameters()[0].second->master().to_vector<float>();
+  };
+  const auto qkv = values("qkv"), proj = values("proj");
+  model->replace_mixer(2, {"fresh_attention", {}}, 9);
+  EXPECT_NE(values("qkv"), qkv);
+  EXPECT_EQ(values("proj"), proj);
+}
+
+TEST(Replace, IdentityRemovesNormAndBranch) {
+  auto model = small_model();
+  model->replace_mixer(0, {"identity", {}}, 9);
+  EXPECT_EQ(block_names(*model, 0),
+            (std::vector<std::string>{"norm2.weight", "norm2.bias", "mlp.fc1.weight", "mlp.fc1.bias",
+                                      "mlp.fc2.weight", "mlp.fc2.bias"}));
+  EXPECT_FALSE(model->block(0).mixer().has_tap());
+  NoGrad no_grad;
+  // block = x + mlp(norm2(x)): a token's output depends on that token alone.
+  Tensor x = zeros({1, 3, 24}), y = ones({1, 3, 24});
+  raw::slice(y, 1, 0, 1).copy_(raw::slice(x, 1, 0, 1));
+  const auto a = model->block(0)(x).to_vector<float>(), b = model->block(0)(y).to_vector<float>();
+  EXPECT_TRUE(std::equal(a.begin(), a.begin() + 24, b.begin()));
+  // And back: norm1 is new and gets values.
+  model->replace_mixer(0, {"bilstm", {}}, 9);
+  EXPECT_EQ(model->block(0).norm1()->parameters()[0].second->master().to_vector<float>(),
+            std::vector<float>(24, 1));
+}
+
+TEST(Replace, TapsSeeInputAndHeads) {
+  auto model = small_model();
+  model->replace_mixer(1, {"bilstm", {}}, 9);
+  model->replace_mixer(2, {"identity", {}}, 9);
+  NoGrad no_grad;
+  MixerTaps taps(*model, {0, 1});
+  EXPECT_OCCAM_ERROR(taps.heads(0), ErrorKind::internal, "no forward has run");
+  (*model)(ones({1, 3, 16, 16}));
+  for (int64_t i : {0, 1}) {
+    EXPECT_EQ(taps.heads(i).shape(), (Shape{1, 17, 24}));
+    EXPECT_EQ(taps.heads(i).to_vector<float>(),
+              model->block(i).mixer().heads(taps.input(i)).to_vector<float>());
+  }
+  EXPECT_OCCAM_ERROR(MixerTaps(*model, {2}), ErrorKind::usage, "no head outputs");
+}
+
+/// Multiply-adds that the ops of a forward report themselves.
+class CountedProducts : public OpObserver {
+ public:
+  void after(const OpEntry& entry, In, const Outs&, const Cost& cost) override {
+    if (entry.info.bound == Bound::compute) flops += cost.flops;
+  }
+  double flops = 0;
+};
+
+TEST(Plan, AgreesWithTheCostsOfTheOpsThatRan) {
+  auto model = small_model();
+  model->replace_mixer(1, {"bilstm", {{"hidden", "5"}}}, 9);
+  model->replace_mixer(2, {"identity", {}}, 9);
+  NoGrad no_grad;
+  CountedProducts counted;
+  (*model)(ones(model->shape().image()));
+  // Ops also count what the ledger leaves out (biases, GELU, softmax): a few percent at these widths.
+  const double macs = double(plan_of(*model, model->shape().image()).total().macs);
+  EXPECT_GE(counted.flops, 2 * macs);
+  EXPECT_LE(counted.flops, 2 * macs * 1.25);
+}
+
+TEST(Replace, AttentionShowsQkv) {
+  auto model = small_model();
+  auto& attention = dynamic_cast<Attention&>(model->block(0).mixer());
+  Shape seen;
+  attention.on_qkv([&](const Tensor& qkv) { seen = qkv.shape(); });
+  NoGrad no_grad;
+  (*model)(ones({2, 3, 16, 16}));
+  EXPECT_EQ(seen, (Shape{2, 17, 3, 2, 12}));
+}
+
+// tests/tools/bilstm_heads.py: one torch.nn.LSTM a head.
+TEST(Bilstm, EqualsSmallLstmsOfPytorch) {
+  const Safetensors golden(OCCAM_SOURCE_DIR "/tests/data/golden/bilstm.safetensors");
+  struct Case {
+    const char *name, *hidden;
+    MixerShape shape;
+  };
+  for (const Case& c : {Case{"bilstm_12_3_4", "0", {12, 3}}, Case{"bilstm_12_2_5", "5", {12, 2}}}) {
+    auto mixer = make_mixer("bilstm", c.shape, {{"hidden", c.hidden}});
+    rule::fill(*mixer, c.name);
+    NoGrad no_grad;
+    const Tensor x = rule::tensor(std::string(c.name) + "/x", {2, 7, 12}, 0, 1.5);
+    auto expect_near = [&](const Tensor& got, const std::string& what) {
+      const auto g = got.to_vector<float>(), e = golden.get(c.name + what).to_vector<float>();
+      ASSERT_EQ(g.size(), e.size());
+      for (size_t i = 0; i < e.size(); ++i)
+        ASSERT_NEAR(g[i], e[i], 1e-5) << c.name << what << " element " << i;
+    };
+    expect_near(mixer->heads(x), ".heads");
+    expect_near((*mixer)(x), ".output");
+  }
+}
+
+TEST(Replace, WrongNamesOptionsAndBlocks) {
+  auto model = small_model();
+  EXPECT_OCCAM_ERROR(model->replace_mixer(0, {"bilstn", {}}), ErrorKind::usage, "bilstm");
+  EXPECT_OCCAM_ERROR(model->replace_mixer(3, {"bilstm", {}}), ErrorKind::usage, "blocks 0 to 2");
+  EXPECT_OCCAM_ERROR(model->replace_mixer(0, {"bilstm", {{"hiden", "3"}}}), ErrorKind::usage, "hidden");
+  EXPECT_OCCAM_ERROR(model->replace_mixer(0, {"identity", {{"hidden", "3"}}}), ErrorKind::usage,
+                     "mixer identity");
+  EXPECT_OCCAM_ERROR(model->replace_mixer(0, {"bilstm", {{"hidden", "x"}}}), ErrorKind::usage, "hidden");
+}
+
+}  // namespace
+}  // namespace occam
