@@ -55,8 +55,9 @@ void matrix_product(const Product& p, const void* a, const void* b, void* d) {
   dispatch_float(p.dtype_ab, [&]<class T>() {
     const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
     T* out = static_cast<T*>(d);
-    // Many small products share the threads better than each of them does.
-    bool small = p.batch > 1 && double(p.m) * double(p.n) * double(p.k) < 1e7;
+    // Many small products share the threads better than each of them does; a few tiny ones need no threads.
+    double work = double(p.m) * double(p.n) * double(p.k);
+    bool small = p.batch > 1 && work < 1e7 && work * double(p.batch) > 1e5;
 #pragma omp parallel for if (small)
     for (int64_t i = 0; i < p.batch; ++i)
       gemm_cpu(p, x + i * p.stride_a, int(lda), y + i * p.stride_b, int(ldb), out + i * p.stride_d, int(ldd));
