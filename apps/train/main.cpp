@@ -14,8 +14,7 @@
 #include "nn/state.h"
 #include "nn/train/evaluate.h"
 #include "nn/train/loop.h"
-#include "ops/cross_entropy/op.h"
-#include "ops/elementwise/op.h"
+#include "nn/train/loss.h"
 
 namespace occam {
 namespace {
@@ -57,20 +56,8 @@ struct Config : CommonConfig {
   }
 };
 
-/// Mean over the model's heads of the cross-entropy, with mixed targets where the loader made them.
 Tensor loss_of(VisionTransformer& model, const Batch& batch, double smoothing) {
-  Tensor images = raw::to(batch.images, model.compute_dtype()), total;
-  std::vector<Tensor> heads = model.logits(images);
-  Tensor targets = batch.targets;
-  if (targets && smoothing > 0)
-    targets = add_scalar(mul_scalar(targets, 1 - smoothing), smoothing / double(targets.size(1)));
-  for (const Tensor& logits : heads) {
-    Tensor loss =
-        targets ? soft_cross_entropy(logits, targets) : cross_entropy(logits, batch.labels, smoothing);
-    if (heads.size() > 1) loss = mul_scalar(loss, 1 / double(heads.size()));
-    total = total ? add(total, loss) : loss;
-  }
-  return total;
+  return label_loss(model.logits(raw::to(batch.images, model.compute_dtype())), batch, smoothing);
 }
 
 /// One training run with its curves.

@@ -39,8 +39,10 @@ class SparsityProfile {
   double std(int64_t layer, size_t key) const;
   double head_mean(int64_t layer, int64_t head, RowSet rows, size_t key) const;
 
-  /// Layer indices, sparsest first, by the mean over patch rows; where a metric has none, over all rows. Ties
-  /// go to the lower index; layers without a value are left out.
+  /// What layers are ranked by: the mean over patch rows; where a metric has none, over all rows.
+  double ranking_value(int64_t layer, size_t key) const;
+  /// Layer indices, sparsest first, by ranking_value. Ties go to the lower index; layers without a value are
+  /// left out.
   std::vector<int64_t> ranking(size_t key) const;
   /// Kendall's tau-b between the rankings of two metrics (1 = same order); NaN when one is constant.
   double agreement(size_t a, size_t b) const;
@@ -58,7 +60,6 @@ class SparsityProfile {
     std::vector<double> mean,
         squares;  // [K]: Welford's running mean and sum of squared deviations over images
   };
-  double ranking_value(int64_t layer, size_t key) const;
   std::vector<Layer> layers_;
 };
 
