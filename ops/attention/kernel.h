@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/half.h"
+
 namespace occam::kernels {
 
 /// Sizes and pointers of one call. qkv and gqkv are [b,t,3,h,d]; y and gy [b,t,h,d]; lse and delta [b,h,t];
@@ -19,9 +21,19 @@ struct Attention {
   T* gqkv = nullptr;
 };
 
+/// What the kernels can do: heads of at most kAttentionLargestHead, and at most 2^31 - 1 blocks, the smallest
+/// of which has kAttentionLeastRows rows of one head.
+inline constexpr int64_t kAttentionLargestHead = 256, kAttentionLeastRows = 16;
+
 template <class T>
 void attention_fwd(const Attention<T>& a, void* stream);
 template <class T>
 void attention_bwd(const Attention<T>& a, void* stream);
+
+/// The same on tensor cores, for d <= kAttentionLargestMma; backward needs `delta` filled. Called by the
+/// above.
+inline constexpr int64_t kAttentionLargestMma = 128;
+void attention_fwd_mma(const Attention<bf16>& a, void* stream);
+void attention_bwd_mma(const Attention<bf16>& a, void* stream);
 
 }  // namespace occam::kernels
