@@ -376,12 +376,11 @@ int main(int argc, char** argv) {
   info.summary =
       "Replaces the attention of some layers by a simpler mixer, trains it to do the same, and shows what it "
       "cost.";
-  info.examples = {
-      "distill apps/demo/distill.yaml",
-      "distill distill.teacher.checkpoint=runs/teacher/best.safetensors data.name=cifar100 "
-      "data.root=cifar-100 "
-      "'distill.runs=[{blocks: {sparsest: 2}, with: bilstm}, {blocks: {densest: 2}, with: bilstm}]'",
-      "distill config.yaml out.dir=runs/d --resume auto"};
+  info.examples = {"distill apps/demo/distill.yaml",
+                   "distill distill.teacher.checkpoint=runs/teacher/best.safetensors data.name=cifar100 "
+                   "data.root=cifar-100 'distill.runs=[{blocks: {sparsest: 2}, with: bilstm}, {blocks: [0, "
+                   "1], with: bilstm}]'",
+                   "distill config.yaml out.dir=runs/d --resume auto"};
   info.resumes = true;
   return run_app<Config>(argc, argv, info, [](App& app, Config& config) {
     Session session(app, config);

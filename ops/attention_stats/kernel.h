@@ -22,6 +22,8 @@ struct MapSource {
 
 /// Most tokens a row may have: its f64 entries, padded to a power of two, must fit into shared memory.
 inline constexpr int64_t kMostTokens = 16384;
+/// Most tokens of attention_moments, which keeps three rows.
+inline constexpr int64_t kMostMomentTokens = 8192;
 
 /// f64 numbers of scratch that attention_stats needs.
 int64_t attention_stats_scratch(int64_t maps, const MapLayout& layout);

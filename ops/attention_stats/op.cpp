@@ -116,8 +116,8 @@ struct AttentionMapMoments {
     Tensor out = empty({2, qkv.size(3), t, t}, {result_dtype(qkv), qkv.device()});
     if (out.numel() == 0) return {out};
     if (qkv.is_cuda()) {
-      OCCAM_CHECK(t <= kernels::kMostTokens, ErrorKind::shape,
-                  "attention_map_moments: {} tokens, at most {} on a GPU", t, kernels::kMostTokens);
+      OCCAM_CHECK(t <= kernels::kMostMomentTokens, ErrorKind::shape,
+                  "attention_map_moments: {} tokens, at most {} on a GPU", t, kernels::kMostMomentTokens);
       dispatch_cuda(qkv.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA(kernels::attention_moments(scores_of<T>(qkv, a.scale), t, out.data<float>(),
                                                  current_stream(qkv.device()).handle));

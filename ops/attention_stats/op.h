@@ -67,7 +67,8 @@ Tensor attention_stats(const Tensor& qkv, const AttentionStatsOptions& options,
 Tensor row_stats(const Tensor& a, const AttentionStatsOptions& options);
 
 /// Sums over the batch of the map softmax(scale q k^T) and of its squares: qkv [b,t,3,h,d] -> f32 [2,h,t,t]
-/// (f64 for f64 input). The mean map over n images is the first part of their sum, divided by n.
+/// (f64 for f64 input). The mean map over n images is the first part of their sum, divided by n. On a GPU t
+/// is at most 8192.
 Tensor attention_map_moments(const Tensor& qkv, std::optional<double> scale = {});
 
 /// Share of the maps' variance that is between images, for each head, from attention_map_moments summed over

@@ -68,6 +68,24 @@ const std::vector<WrongLine>& wrong_lines() {
   return lines;
 }
 
+/// The words of a line as a shell splits them: at spaces outside single quotes.
+Words shell_words(const std::string& line) {
+  Words words;
+  bool quoted = false, within = false;
+  for (char c : line) {
+    if (c == '\'') {
+      quoted = !quoted;
+    } else if (c == ' ' && !quoted) {
+      within = false;
+    } else {
+      if (!within) words.emplace_back();
+      within = true;
+      words.back() += c;
+    }
+  }
+  return words;
+}
+
 class EveryApp : public AppFixture, public testing::WithParamInterface<std::string> {};
 INSTANTIATE_TEST_SUITE_P(Apps, EveryApp, testing::ValuesIn(all_apps()),
                          [](const auto& info) { return info.param; });
@@ -110,9 +128,7 @@ TEST_P(EveryApp, HelpNamesEveryKeyAndItsExamplesAreRight) {
   int examples = 0;
   while (std::getline(text, line) && line.starts_with("  ")) {
     SCOPED_TRACE(line);
-    std::istringstream words(line);
-    Words arguments;
-    for (std::string word; words >> word;) arguments.push_back(word);
+    Words arguments = shell_words(line);
     ASSERT_EQ(arguments.front(), GetParam());
     arguments.erase(arguments.begin());
     // A config that comes with the app is there; any other stands for the user's.
