@@ -376,7 +376,7 @@ int main(int argc, char** argv) {
   info.summary =
       "Replaces the attention of some layers by a simpler mixer, trains it to do the same, and shows what it "
       "cost.";
-  info.examples = {"distill apps/demo/distill.yaml",
+  info.examples = {"distill distill.yaml distill.stage2.epochs=5",
                    "distill distill.teacher.checkpoint=runs/teacher/best.safetensors data.name=cifar100 "
                    "data.root=cifar-100 'distill.runs=[{blocks: {sparsest: 2}, with: bilstm}, {blocks: [0, "
                    "1], with: bilstm}]'",
