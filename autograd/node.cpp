@@ -36,6 +36,20 @@ class AccumulateGrad : public Node {
 
 }  // namespace
 
+Node::~Node() {
+  std::vector<std::shared_ptr<Node>> owned;
+  auto take_edges = [&owned](Node& node) {
+    for (Edge& edge : node.edges)
+      if (edge.node) owned.push_back(std::move(edge.node));
+  };
+  take_edges(*this);
+  while (!owned.empty()) {
+    std::shared_ptr<Node> last = std::move(owned.back());
+    owned.pop_back();
+    if (last.use_count() == 1) take_edges(*last);
+  }
+}
+
 void set_requires_grad(const Tensor& t, bool wanted) {
   auto& meta = t.impl().autograd;
   OCCAM_CHECK(!meta || meta->leaf, ErrorKind::internal, "requires_grad of an op's result cannot be set ({})",

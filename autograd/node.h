@@ -23,7 +23,8 @@ class Node {
     DType dtype = DType::f32;  // dtype of the gradient
     Device device;
   };
-  virtual ~Node() = default;
+  /// Takes the graph behind it down in a loop: a long chain must not need a deep stack.
+  virtual ~Node();
   virtual const char* name() const = 0;
   /// Gradients of the inputs (one an edge) from gradients of the outputs (undefined = zero).
   virtual std::vector<Tensor> backward(const std::vector<Tensor>& gy) = 0;

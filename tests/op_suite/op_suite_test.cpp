@@ -2,6 +2,7 @@
 #include <gtest/gtest.h>
 
 #include <cstdio>
+#include <filesystem>
 #include <map>
 
 #include "core/device.h"
@@ -99,8 +100,9 @@ class Recorder : public testing::EmptyTestEventListener {
     ++(info.result()->Passed() ? c.passed : c.failed);
     c.seconds += double(info.result()->elapsed_time()) / 1000;
   }
-  /// One <op>.json for each op all of whose GPU checks passed.
-  void write(const std::string& folder) const {
+  /// One <op>.json for each op all of whose GPU checks passed. False when one could not be written.
+  bool write(const std::string& folder) const {
+    std::filesystem::create_directories(folder);
     std::string script = OCCAM_SOURCE_DIR "/tests/tools/stale_records.sh";
     for (const auto& [op, count] : counts_) {
       if (count.failed > 0) continue;
@@ -109,13 +111,14 @@ class Recorder : public testing::EmptyTestEventListener {
       for (int c; pipe && (c = fgetc(pipe)) != EOF && c != '\n';) hash += char(c);
       if (pipe) pclose(pipe);
       FILE* out = fopen((folder + "/" + op + ".json").c_str(), "w");
-      if (out == nullptr) continue;
+      if (out == nullptr) return perror(folder.c_str()), false;
       fprintf(
           out,
           "{\"op\": \"%s\", \"sources\": \"%s\", \"device\": \"%s\", \"passed\": %d, \"seconds\": %.2f}\n",
           op.c_str(), hash.c_str(), device_name().c_str(), count.passed, count.seconds);
-      fclose(out);
+      if (fclose(out) != 0) return perror(folder.c_str()), false;
     }
+    return true;
   }
 
  private:
@@ -143,6 +146,7 @@ int main(int argc, char** argv) {
   auto* recorder = new Recorder;  // owned by GoogleTest
   testing::UnitTest::GetInstance()->listeners().Append(recorder);
   int result = RUN_ALL_TESTS();
-  if (!records.empty() && cuda_available()) recorder->write(records);
-  return result;
+  if (records.empty()) return result;
+  if (!cuda_available()) return std::fprintf(stderr, "--records needs a GPU\n"), 2;
+  return recorder->write(records) ? result : 1;
 }
