@@ -1,5 +1,7 @@
 #include "tests/apps/apps_under_test.h"
 
+#include <cstdlib>
+
 #include <algorithm>
 #include <sstream>
 
@@ -19,6 +21,11 @@ const std::vector<std::string>& all_apps() {
     return names;
   }();
   return apps;
+}
+
+std::string device_under_test() {
+  const char* device = std::getenv("OCCAM_TEST_DEVICE");
+  return device != nullptr ? device : "cpu";
 }
 
 fs::path binary_of(const std::string& app) { return fs::path(OCCAM_BIN_DIR) / app; }
@@ -93,7 +100,8 @@ ProcessResult AppFixture::run(const std::string& app, const Words& arguments, Pr
 std::unique_ptr<Process> AppFixture::start(const std::string& app, const Words& arguments,
                                            ProcessOptions options) {
   if (options.folder.empty()) options.folder = folder_.path();
-  return std::make_unique<Process>(binary_of(app), arguments + Words{"--device", "cpu"}, options);
+  return std::make_unique<Process>(binary_of(app), arguments + Words{"--device", device_under_test()},
+                                   options);
 }
 
 const std::string& AppFixture::checkpoint_bytes() {
@@ -101,11 +109,11 @@ const std::string& AppFixture::checkpoint_bytes() {
     TempFolder folder;
     ProcessOptions options;
     options.folder = folder.path();
-    ProcessResult result =
-        run_process(binary_of("train"),
-                    tiny_data() + tiny_model() +
-                        Words{"train.epochs=1", "train.batch=16", "out.dir=x", "--device", "cpu"},
-                    options);
+    ProcessResult result = run_process(
+        binary_of("train"),
+        tiny_data() + tiny_model() +
+            Words{"train.epochs=1", "train.batch=16", "out.dir=x", "--device", device_under_test()},
+        options);
     EXPECT_EQ(result.code, 0) << result.err;
     return read_bytes(folder / "x/model.safetensors");
   }();

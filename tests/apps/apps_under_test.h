@@ -18,6 +18,8 @@ Words operator+(Words a, const Words& b);
 /// Every app that the build makes.
 const std::vector<std::string>& all_apps();
 std::filesystem::path binary_of(const std::string& app);
+/// Where the apps compute: $OCCAM_TEST_DEVICE (cuda, cuda:1, ...), by default the CPU.
+std::string device_under_test();
 
 /// An app whose arguments are known here, for checks that need a whole run.
 struct AppCase {

@@ -56,7 +56,7 @@ class Resume : public AppFixture {
       ProcessOptions options;
       options.folder = folder.path();
       ProcessResult result =
-          run_process(binary_of("train"), random_run() + Words{"--device", "cpu"}, options);
+          run_process(binary_of("train"), random_run() + Words{"--device", device_under_test()}, options);
       EXPECT_EQ(result.code, 0) << result.err;
       auto all = results(folder / "x");
       EXPECT_FALSE(all["model.safetensors"].empty() || all["ema.safetensors"].empty());
