@@ -272,6 +272,9 @@ std::optional<Algorithm> ask_heuristic(const GemmArgs& g, Descriptors& t, int de
   cublasLtMatmulPreferenceOpaque_t preference;
   OCCAM_CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference), "gemm");
   prefer(preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, uint64_t(kWorkspaceBytes));
+  // Partial sums of a split k are added in f32: adding them in bf16 would round each of them.
+  prefer(preference, CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK,
+         uint32_t(CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE));
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, alignment(g.b));
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a));
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c));
