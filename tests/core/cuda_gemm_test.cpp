@@ -110,8 +110,9 @@ class CudaGemm : public ::testing::Test {
           x += term;
           size += std::abs(term);
         }
-        // Some of the library's algorithms round the product to the output's dtype before they add the bias.
-        const double rounded_product = bias_in ? 1.01 * u_out * std::abs(x) : 0;
+        // Some of the library's algorithms round the product to the output's dtype before they add to it.
+        const bool adds = bias_in || g.beta != 0;
+        const double rounded_product = adds ? 1.01 * u_out * std::abs(x - g.beta * d.at(row, col)) : 0;
         if (bias_in) x += bias.at(0, col), size += std::abs(bias.at(0, col));
         double want = x;
         double error = u_acc * size + rounded_product;
