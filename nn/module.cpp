@@ -8,7 +8,11 @@
 
 namespace occam {
 
-Module::~Module() { clear_subs(); }
+Module::~Module() {
+  // Members of a module go before its base: parts take themselves out, so that none is touched afterwards.
+  if (parent_) std::erase_if(parent_->children_, [this](const auto& entry) { return entry.second == this; });
+  clear_subs();
+}
 
 Tensor Module::operator()(const Tensor& x) {
   std::optional<Scope> scope;

@@ -73,7 +73,7 @@ class Module {
 
  protected:
   virtual Tensor forward(const Tensor& x) = 0;
-  /// Registers a part, usually a member; it must outlive its registration.
+  /// Registers a part, usually a member; its registration ends with it.
   void sub(std::string name, Module& child);
   /// Forgets all parts, to register them anew.
   void clear_subs();

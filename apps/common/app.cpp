@@ -116,7 +116,7 @@ void App::set_up(CommonConfig& config) {
   OCCAM_CHECK(config.precision != "tf32" || device_.is_cuda(), ErrorKind::usage,
               "precision: tf32 exists on a GPU only; use f32 or bf16 on the CPU");
   if (config.threads > 0) omp_set_num_threads(int(config.threads));
-  if (config.out.dir.empty()) {
+  if (config.out.dir.empty() && info_.run_folder) {
     OCCAM_CHECK(arguments_.resume != "auto", ErrorKind::usage,
                 "--resume auto needs out.dir: the folder of the run");
     config.out.dir = default_run_dir(info_.name).string();
@@ -161,6 +161,10 @@ void App::compare_with_earlier_part(const ConfigNode& resolved) const {
       "settings; or begin another run from there, with a new out.dir and --resume {}",
       run_->dir().string(), changes, from.string());
   tell("{}: changed since {}:{}\n", info_.name, from.string(), changes);
+}
+
+void App::print(const std::string& text) const {
+  if (!json()) print_out(text);
 }
 
 void App::finish(const Json& summary) {

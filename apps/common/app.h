@@ -66,6 +66,8 @@ class App {
     return start_run(config.out, describe_config(config));
   }
   RunFolder& run() const { return *run_; }
+  /// A result for the terminal, on the standard output; nothing with --json.
+  void print(const std::string& text) const;
   /// The result: into summary.json when there is a run folder, to the standard output with --json.
   void finish(const Json& summary);
 

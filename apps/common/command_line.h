@@ -17,6 +17,7 @@ struct AppInfo {
   std::vector<std::string> examples;
   std::vector<std::string> verbs{};  // empty when the app does one thing; the first is the default
   bool resumes = false;              // takes --resume
+  bool run_folder = true;            // false: only when out.dir is set
 };
 
 struct Arguments {

@@ -10,6 +10,10 @@ namespace occam {
 
 void warn(const std::string& text) { std::fprintf(stderr, "warning: %s\n", text.c_str()); }
 
+void add_skipped(const Loader& loader, std::set<std::string>& reasons) {
+  for (const auto& [index, reason] : loader.skipped()) reasons.insert(reason);
+}
+
 void warn_skipped(const std::set<std::string>& reasons) {
   if (reasons.empty()) return;
   warn(fmt::format("{} unreadable image(s) left out (data.on_error=skip); {}{}", reasons.size(),

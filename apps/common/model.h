@@ -6,6 +6,7 @@
 
 #include "apps/common/app.h"
 #include "data/config.h"
+#include "data/loader.h"
 #include "nn/vit/model.h"
 
 namespace occam {
@@ -22,6 +23,8 @@ DType compute_dtype_of(const std::string& precision);
 
 /// One warning line on the standard error.
 void warn(const std::string& text);
+/// Adds the images that the loader left out, each with its path and reason.
+void add_skipped(const Loader& loader, std::set<std::string>& reasons);
 /// Tells how many images data.on_error=skip left out, and the first reason. Silent when there are none.
 void warn_skipped(const std::set<std::string>& reasons);
 

@@ -79,16 +79,17 @@ class Session {
   }
 
   void finish() {
+    warn_skipped(skipped_);
     add_no_op_column();
     Json summary = {{"teacher", teacher_json_},          {"rank_by", ranking_.key},
                     {"ranking", ranking_.order},         {"runs", results_},
                     {"images", datasets_.train->size()}, {"test_images", datasets_.test->size()},
-                    {"skipped_images", skipped_}};
+                    {"skipped_images", skipped_.size()}};
     DistillReport report{
         .teacher = teacher_->model_name(), .ranking = ranking_, .summary = summary, .curves = curves_};
     write_report(report, run_->path() / "report.html");
     app_.finish(summary);
-    if (!app_.json()) std::printf("%s", to_text(result_table(summary)).c_str());
+    app_.print(to_text(result_table(summary)));
     std::fprintf(stderr, "report: %s\n", (run_->dir() / "report.html").c_str());
   }
 
@@ -120,6 +121,7 @@ class Session {
     ProfileResult result = profile_model(*teacher_, *loader, options);
     if (stop_requested()) return false;
     progress.finish();
+    add_skipped(*loader, skipped_);
     ranking_ = ranking_of(result.profile, settings_.rank_by);
     return true;
   }
@@ -203,7 +205,7 @@ class Session {
     loop_->flush_log();
     progress.finish(note);
     if (loop_->ema()) loop_->ema()->swap();
-    skipped_ += int64_t(loader_->skipped().size());
+    add_skipped(*loader_, skipped_);
     loop_.reset();
     loader_.reset();
     return true;
@@ -276,6 +278,7 @@ class Session {
         model, *loader,
         {.progress = [&](int64_t done) { progress.update(done); }, .stop = [] { return stop_requested(); }});
     if (stop_requested()) return {};
+    add_skipped(*loader, skipped_);
     return e;
   }
   static int64_t macs_of(const VisionTransformer& model) {
@@ -329,12 +332,12 @@ class Session {
       results_ = state.at("results").get<std::vector<Json>>();
       current_ = state.at("current");
       curves_ = state.at("curves");
-      skipped_ = state.at("skipped");
-    } catch (const nlohmann::json::exception& e) {
+      skipped_ = state.at("skipped").get<std::set<std::string>>();
+    } catch (const nlohmann::json::exception&) {
       fail(ErrorKind::input,
-           fmt::format("{}: this is not the state of a distillation ({}); resume from another checkpoint or "
+           fmt::format("{}: this is not the state of a distillation; resume from another checkpoint or "
                        "start anew with out.overwrite=true",
-                       path.string(), e.what()));
+                       path.string()));
     }
     prepared_ = true;
     if (!current_.is_null()) resume_folder_ = folder;
@@ -363,7 +366,8 @@ class Session {
   Json curves_ = Json::object();
   std::optional<std::filesystem::path> resume_folder_;  // until its state has been taken over
   int64_t tick_ = 0;  // steps of all runs, and one for each run's end: numbers checkpoints
-  int64_t saved_tick_ = -1, skipped_ = 0;
+  int64_t saved_tick_ = -1;
+  std::set<std::string> skipped_;  // unreadable images, each with its path and reason
 };
 
 }  // namespace

@@ -59,7 +59,7 @@ void evaluate_app(App& app, Config& config) {
   progress.finish();
   if (stop_requested()) return;
   std::set<std::string> skipped;
-  for (const auto& [index, reason] : loader->skipped()) skipped.insert(reason);
+  add_skipped(*loader, skipped);
   warn_skipped(skipped);
   if (!config.outputs.logits.empty())
     write_safetensors(config.outputs.logits, {{"logits", e.logits}, {"labels", e.labels}});

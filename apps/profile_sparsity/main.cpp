@@ -170,7 +170,7 @@ void profile_app(App& app, Config& config) {
   if (stop_requested()) return;
 
   std::set<std::string> skipped;
-  for (const auto& [index, reason] : loader->skipped()) skipped.insert(reason);
+  add_skipped(*loader, skipped);
   warn_skipped(skipped);
 
   const SparsityProfile& p = result.profile;
@@ -210,7 +210,7 @@ void profile_app(App& app, Config& config) {
   add_gallery(report, result, *data, model->shape());
   report.write(run.path() / "report.html");
   app.finish(summary);
-  if (!app.json()) std::printf("%s", to_text(ranking).c_str());
+  app.print(to_text(ranking));
   std::fprintf(stderr, "%lld images, %.0f images/s; %s\n", static_cast<long long>(p.images()),
                result.images_per_s, (run.dir() / "report.html").c_str());
 }

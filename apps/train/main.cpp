@@ -184,7 +184,7 @@ class Run {
     int64_t batches = 0;
     if (settings_.limit_batches > 0) options.stop = [&] { return batches++ >= settings_.limit_batches; };
     Evaluation e = evaluate(*model_, *loader, options);
-    count_skipped(*loader);
+    add_skipped(*loader, skipped_);
     judged_step_ = loop_->step();
     double epoch = double(loop_->step()) / double(loader_->batches_per_epoch());
     run_->log({{"step", loop_->step()},
@@ -208,7 +208,7 @@ class Run {
     AtomicFolder folder(run_->checkpoint(loop_->step()));
     save_model(folder.temporary() / "model.safetensors", *model_);
     LoaderState at = loader_->state();
-    count_skipped(*loader_);
+    add_skipped(*loader_, skipped_);
     Json state = {{"epoch", at.epoch},           {"batch", at.batch},           {"best_top1", best_},
                   {"best_step", best_step_},     {"loss_epochs", loss_epochs_}, {"losses", losses_},
                   {"eval_epochs", eval_epochs_}, {"eval_top1", eval_top1_},     {"judged_step", judged_step_},
@@ -247,10 +247,6 @@ class Run {
     // The best weights stay with the run that found them.
     if (!std::filesystem::exists(run_->path() / kBestFile)) best_ = 0, best_step_ = -1, judged_step_ = -1;
     loader_ = make_loader(config_.data, datasets_.train, loader_options(at), true);
-  }
-
-  void count_skipped(const Loader& loader) {
-    for (const auto& [index, reason] : loader.skipped()) skipped_.insert(reason);
   }
 
   void write_report(const Json& summary) const {

@@ -75,11 +75,11 @@ LayerRanking read_ranking(const std::filesystem::path& path, const std::string& 
                          : fallback.is_number() ? fallback.get<double>()
                                                 : std::numeric_limits<double>::quiet_NaN());
     }
-  } catch (const nlohmann::json::exception& e) {
+  } catch (const nlohmann::json::exception&) {
     fail(ErrorKind::input,
-         fmt::format("{}: not the summary of a profile with ranking.{} ({}); give the summary.json of "
+         fmt::format("{}: not the summary of a profile with ranking.{} and layers; give the summary.json of "
                      "profile_sparsity",
-                     path.string(), key, e.what()));
+                     path.string(), key));
   }
   OCCAM_CHECK(int64_t(r.values.size()) == depth, ErrorKind::input,
               "{}: the profile is of a model with {} layers, the teacher has {}", path.string(),
@@ -163,6 +163,7 @@ std::vector<DistillRun> plan_runs(const DistillConfig& config, const LayerRankin
       continue;
     }
     make_mixer(r.with, {shape.dim, shape.heads}, r.options);  // throws for what does not exist
+    r.blocks.check();
     add(r.blocks.str(), blocks_of(r.blocks, ranking, shape.depth, seed), {r.with, r.options});
   }
   for (const std::string& control : config.controls) {

@@ -76,6 +76,7 @@ Evaluation evaluate(Module& model, Loader& loader, const EvaluateOptions& option
     if (first_batch == 0) first_batch = e.images, start = Clock::now();
     if (options.progress) options.progress(e.images);
   }
+  if (e.images == 0 && options.stop && options.stop()) return e;
   OCCAM_CHECK(e.images > 0, ErrorKind::input, "no image could be evaluated: {}",
               loader.skipped().empty() ? "there is none" : loader.skipped().begin()->second);
   double n = double(e.images), seconds = std::chrono::duration<double>(Clock::now() - start).count();

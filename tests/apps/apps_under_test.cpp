@@ -47,6 +47,12 @@ const std::vector<AppCase>& app_cases() {
          false, Words{"train.epochs=100000", "train.save_every=1000"}, true},
         {"evaluate", tiny_data(), "model.checkpoint", true, forever, false},
         {"profile_sparsity", tiny_data(), "model.checkpoint", true, forever, false, false},
+        {"distill",
+         tiny_data() + Words{"distill.profile_images=12", "distill.runs=[{blocks: {sparsest: 1}}]",
+                             "distill.controls=[no_op]", "distill.stage1.steps=2", "distill.stage1.batch=8",
+                             "distill.stage2.steps=2", "distill.stage2.batch=8", "distill.before_images=12"},
+         "distill.teacher.checkpoint", true, Words{"distill.stage1.steps=100000000", "save_every=1000"},
+         true},
     };
     std::erase_if(all, [](const AppCase& c) {
       return std::find(all_apps().begin(), all_apps().end(), c.name) == all_apps().end();

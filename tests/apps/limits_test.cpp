@@ -65,7 +65,9 @@ TEST_P(Limits, AFullLogChangesNeitherTheResultNorTheExitCode) {
 
 TEST_P(Limits, MemoryThatIsNotThereIsExit4) {
   auto before = snapshot(folder_.path());
-  Words large = with(arguments_, {"data.image_size=4096", "model.image_size=4096"});
+  const std::string& key = GetParam().checkpoint_key;
+  const std::string model = key.substr(0, key.size() - std::string("checkpoint").size());
+  Words large = with(arguments_, {"data.image_size=4096", model + "image_size=4096"});
   ProcessResult result = run(app(), large, {.memory = rlim_t(2) << 30});
   if (!can_limit_memory()) GTEST_SKIP() << "AddressSanitizer needs all of the address space";
   expect_failure(app(), result, 4, {"out of", "memory"});
