@@ -109,7 +109,7 @@ TEST_F(Distill, AProfileOfTheSameImagesGivesTheSameRuns) {
 TEST_F(Distill, AfterKillsAndSignalsTheResultIsTheSame) {
   expect_success(run("distill", with(settings(), {"out.dir=y"})));
   const auto expected = results("y");
-  const double start = device_under_test() == "cpu" ? 2'000 : 500'000;
+  const double start = device_under_test() == "cpu" ? 2'000 : 100'000;
   Rng rng(3, "kill");
   int kills = 0, resumed = 0;
   for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
