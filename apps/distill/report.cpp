@@ -87,8 +87,9 @@ std::string loss_chart(const Json& curves, const std::string& stage, const std::
 }  // namespace
 
 Table result_table(const Json& summary) {
-  Table table{.columns = {"mixer", "blocks", "chosen as", "sparsity", "top-1 before", "top-1", "drop",
-                          "drop vs no-op", "params", "MACs (M)", "ms at batch 1", "match error"}};
+  Table table{.columns = {"mixer", "blocks", "chosen as", "mean " + summary.at("rank_by").get<std::string>(),
+                          "top-1 before", "top-1", "drop", "drop vs no-op", "params", "MACs (M)",
+                          "ms at batch 1", "match error"}};
   const Json& teacher = summary.at("teacher");
   table.add({"teacher", "-", "-", Cell::missing(), Cell::missing(), fraction_cell(teacher.at("top1")),
              Cell::missing(), Cell::missing(), Cell(teacher.at("params").get<int64_t>()),

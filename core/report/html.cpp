@@ -16,7 +16,7 @@ constexpr const char* kCss = R"(
 @media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9da7b3;--paper:#0f141a;--line:#303842;--tint:#171e26;--accent:#5ab4ec;--warn:#f0b45a;--warntint:#2a2112}}
 *{box-sizing:border-box}
 body{margin:0;background:var(--paper);color:var(--ink);font:15px/1.55 system-ui,-apple-system,"Segoe UI","Liberation Sans",sans-serif}
-main{max-width:60rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
+main{max-width:76rem;margin:0 auto;padding:2.2rem 1.4rem 4rem}
 h1{font-size:1.75rem;line-height:1.25;margin:0 0 .2rem}
 h2{font-size:1.25rem;margin:2.6rem 0 .7rem;padding-top:.9rem;border-top:1px solid var(--line)}
 h3{font-size:1.05rem;margin:1.8rem 0 .5rem}
@@ -36,7 +36,7 @@ figcaption{margin-top:.35rem}
 caption{padding-bottom:.4rem}
 .scroll{overflow-x:auto;margin:1rem 0}
 table{border-collapse:collapse;font-size:.88rem}
-th,td{padding:.34rem .8rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
+th,td{padding:.34rem .55rem;text-align:left;border-bottom:1px solid var(--line);vertical-align:top}
 thead th{border-bottom:2px solid var(--line);font-weight:600;white-space:nowrap}
 tbody tr:hover{background:var(--tint)}
 td.n,th.n{text-align:right;font-variant-numeric:tabular-nums;white-space:nowrap}
