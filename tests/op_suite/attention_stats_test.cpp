@@ -10,10 +10,10 @@
 namespace occam::suite {
 namespace {
 
-class AttentionStats : public testing::TestWithParam<std::tuple<const char*, bool>> {};
+class AttentionStats : public testing::TestWithParam<std::tuple<std::string, bool>> {};
 INSTANTIATE_TEST_SUITE_P(Lengths, AttentionStats,
-                         testing::Combine(testing::Values("2x17x2x8", "1x50x3x16", "1x197x1x64", "1x577x1x16",
-                                                          "1x1025x1x8"),
+                         testing::Combine(testing::Values<std::string>("2x17x2x8", "1x50x3x16", "1x197x1x64",
+                                                                       "1x577x1x16", "1x1025x1x8"),
                                           testing::Bool()));
 
 TEST_P(AttentionStats, EveryKeyAgreesWithTheMaterialisedMap) {
