@@ -1,12 +1,12 @@
 #include "nn/profile/run.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "core/check.h"
 #include "core/grad_mode.h"
 #include "nn/mixers/attention/attention.h"
+#include "nn/train/throughput.h"
 #include "ops/attention_stats/op.h"
 #include "ops/elementwise/op.h"
 
@@ -109,9 +109,7 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
   NoGrad no_grad;
   bool training = model.training();
   model.eval();
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start = Clock::now();
-  int64_t first_batch = 0;
+  Throughput throughput;
   while (!(options.stop && options.stop()) && (batch = loader.next())) {
     for (int64_t k = 0; k < batch->size() && images + k < options.gallery; ++k)
       result.gallery.push_back(
@@ -129,15 +127,14 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
         "use other weights, or precision=f32",
         batch->indices.at(0));
     images += batch->size();
-    if (first_batch == 0) first_batch = images, start = Clock::now();
+    throughput.update(images);
     if (options.progress) options.progress(images);
   }
   model.train(training);
   OCCAM_CHECK(images > 0 || (options.stop && options.stop()), ErrorKind::input,
               "no image could be profiled: {}",
               loader.skipped().empty() ? "there is none" : loader.skipped().begin()->second);
-  double seconds = std::chrono::duration<double>(Clock::now() - start).count();
-  result.images_per_s = images > first_batch ? double(images - first_batch) / seconds : 0;
+  result.images_per_s = throughput.images_per_s();
   if (options.maps && images > 0)
     for (const Tensor& m : moments) result.maps.push_back(maps_of(m, images));
   return result;

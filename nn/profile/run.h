@@ -34,7 +34,7 @@ struct ProfileResult {
   std::vector<GalleryImage> gallery;
   std::vector<std::vector<HeadMap>> maps;  // [layer][head]; empty without ProfileOptions::maps
   int64_t tokens = 0;
-  double images_per_s = 0;  // forward and statistics, the first batch left out
+  double images_per_s = 0;  // forward and statistics; see Throughput
 };
 
 /// Evaluation mode, no gradients. Layers whose mixer is not softmax attention stay empty. Throws Error{usage}

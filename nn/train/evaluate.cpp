@@ -1,11 +1,11 @@
 #include "nn/train/evaluate.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cmath>
 
 #include "core/check.h"
 #include "core/grad_mode.h"
+#include "nn/train/throughput.h"
 
 namespace occam {
 
@@ -46,9 +46,8 @@ Evaluation evaluate(Module& model, Loader& loader, const EvaluateOptions& option
   Evaluation e;
   std::vector<float> kept;
   std::vector<int64_t> kept_labels;
-  int64_t classes = 0, first_batch = 0;
-  using Clock = std::chrono::steady_clock;
-  Clock::time_point start = Clock::now();
+  int64_t classes = 0;
+  Throughput throughput;
   while (!(options.stop && options.stop())) {
     std::optional<Batch> batch = loader.next();
     if (!batch) break;
@@ -73,15 +72,15 @@ Evaluation evaluate(Module& model, Loader& loader, const EvaluateOptions& option
       kept.insert(kept.end(), rows.begin(), rows.end());
       kept_labels.insert(kept_labels.end(), labels.begin(), labels.end());
     }
-    if (first_batch == 0) first_batch = e.images, start = Clock::now();
+    throughput.update(e.images);
     if (options.progress) options.progress(e.images);
   }
   if (e.images == 0 && options.stop && options.stop()) return e;
   OCCAM_CHECK(e.images > 0, ErrorKind::input, "no image could be evaluated: {}",
               loader.skipped().empty() ? "there is none" : loader.skipped().begin()->second);
-  double n = double(e.images), seconds = std::chrono::duration<double>(Clock::now() - start).count();
+  double n = double(e.images);
   e.top1 /= n, e.top5 /= n, e.loss /= n;
-  e.images_per_s = e.images > first_batch ? (n - double(first_batch)) / seconds : 0;
+  e.images_per_s = throughput.images_per_s();
   if (options.keep_logits) {
     e.logits = from_vector(kept, {e.images, classes});
     e.labels = from_vector(kept_labels);

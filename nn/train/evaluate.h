@@ -14,7 +14,7 @@ struct Evaluation {
   double top1 = 0, top5 = 0;  // fractions in [0, 1]; top5 is over min(5, classes)
   double loss = 0;            // mean cross-entropy with hard labels
   std::vector<int64_t> class_images, class_correct;
-  double images_per_s = 0;  // data loading included, the first batch left out
+  double images_per_s = 0;  // data loading included; see Throughput
   Tensor logits, labels;    // f32 [images, classes], i64 [images] on the CPU, when asked for
 };
 
