@@ -18,7 +18,7 @@ Tensor Module::operator()(const Tensor& x) {
   std::optional<Scope> scope;
   if (!name_.empty()) scope.emplace(name_);
   Tensor y = forward(x);
-  if (hooks_ && !hooks_->empty()) {
+  if (has_hooks()) {
     const std::string where = path();
     for (const ForwardHook& hook : *hooks_) hook(where, x, y);
   }

@@ -70,6 +70,7 @@ class Module {
   /// Removes its hook when destroyed.
   using HookHandle = std::shared_ptr<void>;
   [[nodiscard]] HookHandle add_hook(ForwardHook hook);
+  bool has_hooks() const { return hooks_ && !hooks_->empty(); }
 
  protected:
   virtual Tensor forward(const Tensor& x) = 0;

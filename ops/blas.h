@@ -15,8 +15,14 @@ struct Product {
   int64_t lda = 0, ldb = 0, ldd = 0;  // 0: packed
   int64_t batch = 1, stride_a = 0, stride_b = 0, stride_d = 0;
   double alpha = 1, beta = 0;
+  /// Fused on a GPU, of d's dtype, one matrix only; ask product_fuses() before. `bias` [n] is added to each
+  /// row of d; `row_sums` [m] receives the sums over k of op(a) (the bias gradient beside a weight gradient).
+  const void* bias = nullptr;
+  void* row_sums = nullptr;
 };
 void matrix_product(const Product& p, const void* a, const void* b, void* d);
+/// Can the device do this product with its bias or row_sums?
+bool product_fuses(const Product& p, const void* a, const void* b, void* d);
 
 /// f32 products on the CUDA tensor cores in TF32 (10-bit mantissa) while set; default off: true f32.
 void set_tf32(bool allowed);

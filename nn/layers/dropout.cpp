@@ -1,6 +1,7 @@
 #include "nn/layers/dropout.h"
 
 #include "core/check.h"
+#include "core/rng.h"
 #include "ops/dropout/op.h"
 
 namespace occam {
@@ -17,5 +18,11 @@ Tensor Dropout::forward(const Tensor& x) { return p_ > 0 ? dropout(x, p_, traini
 
 DropPath::DropPath(double p) : p_(checked(p, "drop path")) {}
 Tensor DropPath::forward(const Tensor& x) { return p_ > 0 ? drop_path(x, p_, training()) : x; }
+
+BranchDrop DropPath::draw() {
+  if (p_ == 0 || !training()) return {};
+  Scope scope(name());
+  return {p_, op_random::next_key(), op_random::step_tensor(device())};
+}
 
 }  // namespace occam

@@ -1,5 +1,6 @@
 #pragma once
 #include "nn/module.h"
+#include "ops/dropout/op.h"
 
 namespace occam {
 
@@ -27,6 +28,8 @@ class DropPath : public Module {
   const char* kind() const override { return "DropPath"; }
   Shape plan(const Shape& x, Plan&) const override { return x; }
   double p() const { return p_; }
+  /// What this step does to the branch: for an op that drops it together with other work.
+  BranchDrop draw();
 
  protected:
   Tensor forward(const Tensor& x) override;

@@ -1,7 +1,18 @@
 #pragma once
 #include "nn/module.h"
+#include "ops/layer_norm/op.h"
 
 namespace occam {
+
+/// The residual stream between the parts of a network: x plus a branch that has not been added yet. The next
+/// norm adds it in the same pass.
+struct Residual {
+  Tensor x;
+  Tensor branch;    // undefined: nothing to add
+  BranchDrop drop;  // drop path of the branch
+  /// x + drop(branch) by itself, for what comes without a norm.
+  Tensor sum() const;
+};
 
 /// Normalises the last axis to mean 0 and variance 1 (biased, plus `eps`), then weight * x + bias; weight and
 /// bias [c]. Ba, Kiros, Hinton, "Layer Normalization", 2016.
@@ -10,6 +21,9 @@ class LayerNorm : public Module {
   explicit LayerNorm(int64_t channels, double eps = 1e-6);
   const char* kind() const override { return "LayerNorm"; }
   Shape plan(const Shape& x, Plan& plan) const override;
+
+  /// The norm of r's sum, which becomes r.x; nothing is left to add.
+  Tensor add_and_normalise(Residual& r);
 
  protected:
   Tensor forward(const Tensor& x) override;

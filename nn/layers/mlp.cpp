@@ -1,6 +1,7 @@
 #include "nn/layers/mlp.h"
 
 #include "nn/plan.h"
+#include "ops/mlp/op.h"
 
 namespace occam {
 
@@ -15,7 +16,13 @@ Mlp::Mlp(int64_t dim, int64_t hidden, double dropout)
   sub("drop2", drop2_);
 }
 
-Tensor Mlp::forward(const Tensor& x) { return drop2_(fc2_(drop1_(fc1_(x)))); }
+Tensor Mlp::forward(const Tensor& x) {
+  // One op, unless something acts or looks between its two layers.
+  if (fc1_.has_hooks() || fc2_.has_hooks() || (training() && drop1_.p() > 0))
+    return drop2_(fc2_(drop1_(fc1_(x))));
+  auto bias = [](Linear& layer) { return layer.bias() ? layer.bias()->value() : Tensor(); };
+  return drop2_(mlp(x, fc1_.weight().value(), bias(fc1_), fc2_.weight().value(), bias(fc2_)));
+}
 
 Shape Mlp::plan(const Shape& x, Plan& plan) const { return plan.run(fc2_, plan.run(fc1_, x)); }
 

@@ -3,7 +3,6 @@
 #include "core/check.h"
 #include "nn/plan.h"
 #include "nn/state.h"
-#include "ops/elementwise/op.h"
 
 namespace occam {
 
@@ -44,8 +43,24 @@ void Block::set_mixer(std::unique_ptr<TokenMixer> mixer) {
 }
 
 Tensor Block::forward(const Tensor& x) {
-  Tensor y = norm1_ ? add(x, drop_path1_((*mixer_)((*norm1_)(x)))) : x;
-  return add(y, drop_path2_(mlp_(norm2_(y))));
+  Residual r{x, {}, {}};
+  pass(r);
+  return r.sum();
+}
+
+void Block::advance(Residual& r) {
+  Scope scope(name());
+  pass(r);
+}
+
+void Block::pass(Residual& r) {
+  if (norm1_) {
+    r.branch = (*mixer_)(norm1_->add_and_normalise(r));
+    r.drop = drop_path1_.draw();
+  }
+  Tensor y = norm2_.add_and_normalise(r);
+  r.branch = mlp_(y);
+  r.drop = drop_path2_.draw();
 }
 
 Shape Block::plan(const Shape& x, Plan& plan) const {

@@ -23,6 +23,8 @@ class Block : public Module {
   const TokenMixer& mixer() const { return *mixer_; }
   /// The norm before the mixer; null when the mixer has no branch.
   LayerNorm* norm1() { return norm1_.get(); }
+  /// The block's work on a stream whose last branch is still to be added, and which is left with the MLP's.
+  void advance(Residual& r);
   /// Puts another mixer in place; it takes this block's mode, compute dtype and device, and the values of the
   /// output projection where both have one. Other parameters keep what they have, new ones have no values
   /// yet.
@@ -33,6 +35,7 @@ class Block : public Module {
 
  private:
   void register_parts();
+  void pass(Residual& r);
 
   std::unique_ptr<TokenMixer> mixer_;
   std::unique_ptr<LayerNorm> norm1_;

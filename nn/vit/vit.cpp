@@ -67,10 +67,12 @@ std::vector<Tensor> VisionTransformer::logits(const Tensor& images) {
   OCCAM_CHECK(images.rank() == 4 && images.shape() == shape_.image().with(0, images.size(0)),
               ErrorKind::shape, "images {} for a model of [b,{},{},{}]", images.shape().str(),
               shape_.channels, shape_.image_size, shape_.image_size);
-  Tensor x = embed(images);
-  for (auto& block : blocks_) x = (*block)(x);
+  Residual r{embed(images), {}, {}};
+  for (auto& block : blocks_) block->advance(r);
   // Only the prefix tokens are read, and the norm works token by token.
-  x = norm_(slice(x, 1, 0, shape_.prefix_tokens()));
+  r.x = slice(r.x, 1, 0, shape_.prefix_tokens());
+  if (r.branch) r.branch = slice(r.branch, 1, 0, shape_.prefix_tokens());
+  Tensor x = norm_.add_and_normalise(r);
   std::vector<Tensor> y{cast(head_(select(x, 1, 0)), DType::f32)};
   if (!head_dist_) return y;
   y.push_back(cast((*head_dist_)(select(x, 1, 1)), DType::f32));

@@ -51,18 +51,29 @@ struct Dropout {
   }
 };
 
-Tensor drop(const Tensor& x, double p, bool training, bool per_sample) {
+void check_probability(double p) {
   OCCAM_CHECK(p >= 0 && p < 1, ErrorKind::usage, "dropout: p is {}, expected a value in [0, 1)", p);
-  if (!training || p == 0) return x;
+}
+
+Tensor drop(const Tensor& x, bool per_sample, const BranchDrop& d) {
   // The step counter may have moved on by the time backward runs, so each call keeps its own copy.
-  Tensor step = raw::clone(op_random::step_tensor(x.device()));
-  return apply<Dropout>({x, step}, {p, per_sample, op_random::next_key()})[0];
+  return apply<Dropout>({x, raw::clone(d.step)}, {d.p, per_sample, d.key})[0];
+}
+
+Tensor drop(const Tensor& x, double p, bool training, bool per_sample) {
+  check_probability(p);
+  if (!training || p == 0) return x;
+  return drop(x, per_sample, {p, op_random::next_key(), op_random::step_tensor(x.device())});
 }
 
 }  // namespace
 
 Tensor dropout(const Tensor& x, double p, bool training) { return drop(x, p, training, false); }
 Tensor drop_path(const Tensor& x, double p, bool training) { return drop(x, p, training, true); }
+Tensor drop_path(const Tensor& x, const BranchDrop& d) {
+  check_probability(d.p);
+  return d.p == 0 ? x : drop(x, true, d);
+}
 
 OCCAM_REGISTER(dropout, Dropout);
 

@@ -2,20 +2,13 @@
 #include <utility>
 
 #include "core/tensor.h"
+#include "ops/dropout/op.h"
 
 namespace occam {
 
 /// (x - mean) / sqrt(variance + eps) * weight + bias over the last axis (Ba et al., arXiv 1607.06450); the
 /// variance is the biased one. x [..., c], weight and bias [c]. Statistics in f32 for bf16 input.
 Tensor layer_norm(const Tensor& x, const Tensor& weight, const Tensor& bias, double eps = 1e-5);
-
-/// What drop path does to a branch in this step: samples (axis 0) are zeroed with probability p, the others
-/// multiplied by 1 / (1 - p). `key` and `step` as in ops/dropout: the same samples as drop_path() would draw.
-struct BranchDrop {
-  double p = 0;  // 0: none, and the rest is not used
-  uint64_t key = 0;
-  Tensor step;  // i64 [1] on the device; copied
-};
 
 /// The residual sum and its norm in one pass: s = x + drop(branch) and layer_norm(s, weight, bias). x and
 /// branch [..., c] -> {s, normalised}, both [..., c]. s is rounded to x's dtype before it is normalised.

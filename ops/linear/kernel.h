@@ -1,6 +1,8 @@
 #pragma once
 #include <cstdint>
 
+#include "core/half.h"
+
 namespace occam::kernels {
 
 /// y[r, c] = y[r, c] + bias[c]; with `gelu`, out = gelu of that (out may be y) while y keeps the sum when
@@ -8,5 +10,33 @@ namespace occam::kernels {
 template <class T>
 void bias_gelu(T* y, const T* bias, T* out, int64_t rows, int64_t columns, bool gelu, bool keep,
                void* stream);
+
+/// What happens to the f32 sums x = a b^T before they are rounded and stored.
+enum class ProductEpilogue : uint8_t {
+  bias,          ///< d = x + bias
+  gelu,          ///< d = gelu(x + bias)
+  gelu_keep,     ///< z = x + bias as it is stored; d = gelu(z): backward sees what forward saw
+  gelu_gradient  ///< d = x gelu'(z), z given; bias_gradient = the sums over rows of d as stored
+};
+
+/// A product of bf16 matrices and what is fused into it; every matrix is packed.
+struct FusedProduct {
+  int64_t m = 0, n = 0, k = 0;
+  const bf16* a = nullptr;  // [m,k]
+  const bf16* b = nullptr;  // [n,k]; b_transposed: stored [k,n]
+  bool b_transposed = false;
+  const bf16* bias = nullptr;      // [n] or none
+  bf16* d = nullptr;               // [m,n]
+  bf16* z = nullptr;               // [m,n]: written by gelu_keep, read by gelu_gradient
+  bf16* activated = nullptr;       // gelu_gradient, [m,n] or none: gelu(z), so that forward need not keep it
+  float* bias_gradient = nullptr;  // gelu_gradient, [n] or none
+  float* scratch = nullptr;        // fused_product_scratch() floats, when there is a bias_gradient
+  ProductEpilogue epilogue = ProductEpilogue::bias;
+};
+
+/// Whether this device (Hopper), these sizes and these pointers can be served; the caller has another way.
+bool fused_product_supported(const FusedProduct& product);
+int64_t fused_product_scratch(const FusedProduct& product);
+void fused_product(const FusedProduct& product, void* stream);
 
 }  // namespace occam::kernels

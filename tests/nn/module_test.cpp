@@ -139,7 +139,11 @@ TEST(Module, HandleMayOutliveItsModule) {
 TEST(Module, ErrorsNameTheModule) {
   Mlp mlp(4, 8);
   initialize(mlp, 1);
-  EXPECT_OCCAM_ERROR(mlp(ones({1, 5})), ErrorKind::shape, "where     fc1");
+  {
+    auto handle = mlp.find("fc1")->add_hook([](const std::string&, const Tensor&, const Tensor&) {});
+    EXPECT_OCCAM_ERROR(mlp(ones({1, 5})), ErrorKind::shape, "where     fc1");
+  }
+  EXPECT_OCCAM_ERROR(mlp(ones({1, 5})), ErrorKind::shape, "axis `i` is 5 in x [1,5] but 4 in w1 [8,4]");
   EXPECT_OCCAM_ERROR(plan_of(mlp, {1, 5}), ErrorKind::shape, "fc1: input [1,5] for a layer of 4 inputs");
 }
 

@@ -1,0 +1,173 @@
+#include "ops/linear/product.h"
+
+#include <algorithm>
+
+#include "ops/activation/kernel.h"
+#include "ops/blas.h"
+#include "ops/linear/kernel.h"
+#include "ops/op.h"
+#include "ops/reduce/op.h"
+
+namespace occam::raw {
+
+namespace {
+
+int64_t rows_of(const Tensor& t) { return t.size(-1) ? t.numel() / t.size(-1) : 0; }
+
+Product product_like(const Tensor& a) {
+  return {.device = a.device(), .dtype_ab = a.dtype(), .dtype_d = a.dtype()};
+}
+
+/// y + b, and out = gelu of that (out may be y, which else keeps the sum).
+void add_bias(const Tensor& y, const Tensor& b, const Tensor& out, bool gelu) {
+  const int64_t columns = y.size(-1), rows = rows_of(y);
+  if (!b && !gelu) return;
+  if (y.is_cuda()) {
+    dispatch_cuda(y.dtype(), [&]<class T>() {
+      OCCAM_ON_CUDA(kernels::bias_gelu(y.data<T>(), b ? b.data<T>() : nullptr, out.data<T>(), rows, columns,
+                                       gelu, !out.is_same(y), current_stream(y.device()).handle));
+    });
+    return;
+  }
+  dispatch_float(y.dtype(), [&]<class T>() {
+    if (b) {
+      T* p = y.data<T>();
+      const T* bias = b.data<T>();
+#pragma omp parallel for if (rows * columns > 16384)
+      for (int64_t r = 0; r < rows; ++r)
+        for (int64_t c = 0; c < columns; ++c) p[r * columns + c] += bias[c];
+    }
+    if (gelu) kernels::activation_fwd_cpu(kernels::Activation::gelu, y.data<T>(), out.data<T>(), y.numel());
+  });
+}
+
+Product forward_product(const Tensor& x, const Tensor& w) {
+  Product p = product_like(x);
+  p.trans_b = true;
+  p.m = rows_of(x), p.n = w.size(0), p.k = w.size(1);
+  return p;
+}
+
+#if OCCAM_CUDA
+/// x w^T + b on the GPU's own kernel; false when it does not serve this.
+bool fused_gelu(const Tensor& x, const Tensor& w, const Tensor& b, const GeluProduct& out) {
+  if (!x.is_cuda() || x.dtype() != DType::bf16) return false;
+  kernels::FusedProduct f{.m = rows_of(x), .n = w.size(0), .k = w.size(1)};
+  f.a = x.data<bf16>(), f.b = w.data<bf16>(), f.bias = b ? b.data<bf16>() : nullptr;
+  f.d = out.y.data<bf16>(), f.z = out.z ? out.z.data<bf16>() : nullptr;
+  f.epilogue = out.z ? kernels::ProductEpilogue::gelu_keep : kernels::ProductEpilogue::gelu;
+  if (!kernels::fused_product_supported(f)) return false;
+  kernels::fused_product(f, current_stream(x.device()).handle);
+  return true;
+}
+
+bool fused_gelu_gradient(const Tensor& g, const Tensor& w, const Tensor& z, const GeluGradient& out) {
+  if (!g.is_cuda() || g.dtype() != DType::bf16) return false;
+  kernels::FusedProduct f{.m = rows_of(g), .n = w.size(1), .k = w.size(0)};
+  f.a = g.data<bf16>(), f.b = w.data<bf16>(), f.b_transposed = true;
+  f.d = out.z.data<bf16>(), f.z = z.data<bf16>();
+  f.epilogue = kernels::ProductEpilogue::gelu_gradient;
+  Tensor scratch;
+  if (out.columns) {
+    f.bias_gradient = out.columns.data<float>();
+    scratch = empty({kernels::fused_product_scratch(f)}, options_of(out.columns));
+    f.scratch = scratch.data<float>();
+  }
+  if (!kernels::fused_product_supported(f)) return false;
+  kernels::fused_product(f, current_stream(g.device()).handle);
+  return true;
+}
+#else
+bool fused_gelu(const Tensor&, const Tensor&, const Tensor&, const GeluProduct&) { return false; }
+bool fused_gelu_gradient(const Tensor&, const Tensor&, const Tensor&, const GeluGradient&) { return false; }
+#endif
+
+}  // namespace
+
+Tensor times_weight(const Tensor& x, const Tensor& w, const Tensor& b) {
+  Tensor y = empty(x.shape().with(-1, w.size(0)), options_of(x));
+  Product p = forward_product(x, w);
+  if (b) p.bias = b.data_ptr();
+  const bool fuses = b && product_fuses(p, x.data_ptr(), w.data_ptr(), y.data_ptr());
+  if (!fuses) p.bias = nullptr;
+  matrix_product(p, x.data_ptr(), w.data_ptr(), y.data_ptr());
+  if (!fuses) add_bias(y, b, y, false);
+  return y;
+}
+
+GeluProduct times_weight_gelu(const Tensor& x, const Tensor& w, const Tensor& b, bool keep) {
+  GeluProduct out;
+  out.y = empty(x.shape().with(-1, w.size(0)), options_of(x));
+  if (keep) out.z = empty_like(out.y);
+  if (out.y.numel() == 0 || fused_gelu(x, w, b, out)) return out;
+  const Tensor& z = keep ? out.z : out.y;
+  matrix_product(forward_product(x, w), x.data_ptr(), w.data_ptr(), z.data_ptr());
+  add_bias(z, b, out.y, true);
+  return out;
+}
+
+Tensor input_gradient(const Tensor& g, const Tensor& w, const Shape& x) {
+  Tensor gx = empty(x, options_of(g));
+  Product p = product_like(g);
+  p.m = rows_of(gx), p.n = w.size(1), p.k = w.size(0);
+  matrix_product(p, g.data_ptr(), w.data_ptr(), gx.data_ptr());
+  return gx;
+}
+
+Tensor through_gelu(const Tensor& z, const Tensor& g) {
+  Tensor gz = empty_like(z);
+  if (z.is_cuda()) {
+    dispatch_cuda(z.dtype(), [&]<class T>() {
+      OCCAM_ON_CUDA(kernels::activation_bwd(kernels::Activation::gelu, z.data<T>(), g.data<T>(), gz.data<T>(),
+                                            z.numel(), current_stream(z.device()).handle));
+    });
+  } else {
+    dispatch_float(z.dtype(), [&]<class T>() {
+      kernels::activation_bwd_cpu(kernels::Activation::gelu, z.data<T>(), g.data<T>(), gz.data<T>(),
+                                  z.numel());
+    });
+  }
+  return gz;
+}
+
+GeluGradient input_gradient_gelu(const Tensor& g, const Tensor& w, const Tensor& z, bool want_columns) {
+  const DType wide = g.is_cuda() ? DType::f32 : g.dtype();
+  GeluGradient out;
+  if (want_columns) out.columns = empty({w.size(1)}, {wide, g.device()});
+  if (z.numel() > 0) {
+    out.z = empty_like(z);
+    if (fused_gelu_gradient(g, w, z, out)) return out;
+  }
+  out.z = through_gelu(z, input_gradient(g, w, z.shape()));
+  if (want_columns) out.columns = sum_to_shape(out.z, {w.size(1)}, wide);
+  return out;
+}
+
+ParameterGradients parameter_gradients(const Tensor& g, const Tensor& x, const ParameterWants& wants) {
+  const int64_t n = g.size(-1), rows = rows_of(g);
+  auto dtype_for = [&](DType wanted) { return wanted == DType::f32 ? DType::f32 : g.dtype(); };
+  ParameterGradients out;
+  if (wants.w) {
+    Product p = product_like(g);
+    p.dtype_d = dtype_for(wants.w_dtype);
+    p.trans_a = true;
+    p.m = n, p.n = x.size(-1), p.k = rows;
+    out.w = empty({p.m, p.n}, {p.dtype_d, g.device()});
+    if (wants.b && p.dtype_d == dtype_for(wants.b_dtype)) {
+      out.b = empty({n}, {p.dtype_d, g.device()});
+      p.row_sums = out.b.data_ptr();
+      if (!product_fuses(p, g.data_ptr(), x.data_ptr(), out.w.data_ptr())) {
+        p.row_sums = nullptr;
+        out.b = Tensor();
+      }
+    }
+    if (rows == 0)
+      out.w.zero_();
+    else
+      matrix_product(p, g.data_ptr(), x.data_ptr(), out.w.data_ptr());
+  }
+  if (wants.b && !out.b) out.b = sum_to_shape(g, {n}, dtype_for(wants.b_dtype));
+  return out;
+}
+
+}  // namespace occam::raw

@@ -1,0 +1,11 @@
+#pragma once
+#include "core/tensor.h"
+
+namespace occam {
+
+/// gelu(x w1^T + b1) w2^T + b2, the MLP of a transformer block with the exact GELU as one op: x [..., i],
+/// w1 [h, i], w2 [o, h], biases b1 [h], b2 [o] or undefined -> [..., o]. The same values as two calls of
+/// linear(); backward fuses the GELU's gradient with the product before it.
+Tensor mlp(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2);
+
+}  // namespace occam
