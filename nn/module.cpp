@@ -65,6 +65,11 @@ Module::Parameters Module::named_parameters() const {
   return out;
 }
 
+void Module::each_parameter(const std::function<void(Parameter&)>& fn) {
+  for (auto& [name, p] : parameters_) fn(*p);
+  for (auto& [name, child] : children_) child->each_parameter(fn);
+}
+
 int64_t Module::parameter_count() const {
   int64_t count = 0;
   for (const auto& [name, p] : named_parameters()) count += p->numel();

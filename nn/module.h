@@ -45,6 +45,8 @@ class Module {
   Parameters parameters() const;
   /// All parameters of the tree with names relative to this module, own ones first, in order of declaration.
   Parameters named_parameters() const;
+  /// All parameters of the tree, without their names.
+  void each_parameter(const std::function<void(Parameter&)>& fn);
   int64_t parameter_count() const;
   /// The module at a dotted path below this one ("" is this one); null when there is none.
   Module* find(std::string_view path);

@@ -36,6 +36,10 @@ void record_use(const void* pointer, void* stream);
 
 /// Any direction by unified addressing; asynchronous on `stream` when the host side is page-locked.
 void memcpy_async(void* to, const void* from, size_t bytes, void* stream);
+/// A copy that is no part of an open capture: made at once, the host waits.
+void memcpy_now(void* to, const void* from, size_t bytes, int device);
+/// True while work queued on `stream` is recorded into a graph instead of run.
+bool is_capturing(void* stream) noexcept;
 void memset_async(void* to, int byte, size_t bytes, void* stream);
 
 /// Element-wise copy with conversion between strided device tensors of equal shape.

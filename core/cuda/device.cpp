@@ -95,6 +95,23 @@ void memcpy_async(void* to, const void* from, size_t bytes, void* stream) {
   record_use(from, stream);
 }
 
+void memcpy_now(void* to, const void* from, size_t bytes, int device) {
+  if (bytes == 0) return;
+  AllowInCapture allow;
+  auto* copies = as_stream(stream(device, StreamRole::copy));
+  OCCAM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, copies));
+  OCCAM_CUDA_CHECK(cudaStreamSynchronize(copies));
+}
+
+bool is_capturing(void* stream) noexcept {
+  cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
+  if (stream == nullptr || cudaStreamIsCapturing(as_stream(stream), &status) != cudaSuccess) {
+    cudaGetLastError();
+    return false;
+  }
+  return status != cudaStreamCaptureStatusNone;
+}
+
 void memset_async(void* to, int byte, size_t bytes, void* stream) {
   if (bytes == 0) return;
   OCCAM_CUDA_CHECK(cudaMemsetAsync(to, byte, bytes, as_stream(stream)));

@@ -60,14 +60,7 @@ class CudaMemory : public SystemMemory {
     delete m;
   }
 
-  bool is_capturing(void* stream) noexcept override {
-    cudaStreamCaptureStatus status = cudaStreamCaptureStatusNone;
-    if (stream == nullptr || cudaStreamIsCapturing(as_stream(stream), &status) != cudaSuccess) {
-      cudaGetLastError();
-      return false;
-    }
-    return status != cudaStreamCaptureStatusNone;
-  }
+  bool is_capturing(void* stream) noexcept override { return cuda::is_capturing(stream); }
 
  private:
   std::map<int, std::vector<cudaEvent_t>> spare_;

@@ -3,7 +3,6 @@
 #include "autograd/node.h"
 #include "core/check.h"
 #include "core/grad_mode.h"
-#include "ops/adamw/op.h"
 
 namespace occam {
 
@@ -19,7 +18,7 @@ void Ema::update() {
     averages.push_back(averages_[i++].second);
     values.push_back(detach(parameter->master()));
   }
-  ema_update(averages, values, decay_);
+  ema_update(averages, values, decay_, table_);
 }
 
 void Ema::swap() {

@@ -1,6 +1,7 @@
 #pragma once
 #include "core/io/safetensors.h"
 #include "nn/module.h"
+#include "ops/adamw/op.h"
 
 namespace occam {
 
@@ -19,6 +20,7 @@ class Ema {
   Module& model_;
   double decay_;
   NamedTensors averages_;
+  UpdateTable table_;
 };
 
 /// Evaluates with averages: swaps on construction and back on destruction. Null does nothing.

@@ -26,24 +26,23 @@ Optimizer::Optimizer(Module& model, const OptimConfig& config) : config_(config)
   OCCAM_CHECK(!entries_.empty(), ErrorKind::usage, "nothing to optimise: every parameter is frozen");
 }
 
-void Optimizer::step(double lr) {
+void Optimizer::step() {
   std::vector<UpdateSlot> slots;
-  std::vector<Parameter*> updated;
+  std::vector<Parameter*> shadowed;
   for (Entry& e : entries_) {
     Tensor grad = e.parameter->grad();
     if (!grad) continue;
+    const Tensor shadow = e.parameter->shadow();
     slots.push_back({detach(e.parameter->master()), raw::contiguous(grad), e.first, e.second,
-                     e.parameter->shadow() ? detach(e.parameter->shadow()) : Tensor(), e.weight_decay});
-    updated.push_back(e.parameter);
+                     shadow ? detach(shadow) : Tensor(), e.weight_decay});
+    if (shadow) shadowed.push_back(e.parameter);
   }
-  scalars_.set_learning_rate(lr);
-  occam::gradient_norm(slots, scalars_);
+  occam::gradient_norm(slots, scalars_, table_);
   if (config_.name == "adamw")
-    adamw_update(slots, scalars_, {config_.beta1, config_.beta2, config_.eps}, config_.clip);
+    adamw_update(slots, scalars_, {config_.beta1, config_.beta2, config_.eps}, config_.clip, table_);
   else
-    sgd_update(slots, scalars_, config_.momentum, config_.clip);
-  for (Parameter* p : updated)
-    if (p->shadow()) p->shadow_is_current();
+    sgd_update(slots, scalars_, config_.momentum, config_.clip, table_);
+  for (Parameter* p : shadowed) p->shadow_is_current();
 }
 
 void Optimizer::zero_grad() {

@@ -45,7 +45,13 @@ class Optimizer {
   /// Clips and updates from the gradients present; parameters without one are left alone. Writes bf16
   /// shadows. On the GPU nothing waits: an update with a non-finite gradient norm is skipped there
   /// (last_step_finite() tells later).
-  void step(double lr);
+  void step(double lr) {
+    set_learning_rate(lr);
+    step();
+  }
+  /// The two halves, for a step that is captured: the rate is set before each replay.
+  void set_learning_rate(double lr) { scalars_.set_learning_rate(lr); }
+  void step();
   void zero_grad();
 
   /// Norm of the gradients of the last step before clipping; waits for the device.
@@ -67,6 +73,7 @@ class Optimizer {
   OptimConfig config_;
   std::vector<Entry> entries_;
   StepScalars scalars_;
+  UpdateTable table_;
 };
 
 }  // namespace occam

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cmath>
+#include <cstdio>
 #include <nlohmann/json.hpp>
 
 #include "autograd/engine.h"
@@ -10,6 +11,7 @@
 #include "core/check.h"
 #include "core/grad_mode.h"
 #include "core/rng.h"
+#include "nn/capture.h"
 
 namespace occam {
 
@@ -35,13 +37,59 @@ TrainLoop::TrainLoop(Module& model, const LoopConfig& config, int64_t steps, int
       steps_(steps),
       steps_per_epoch_(steps_per_epoch),
       optimizer_(model, config.optim),
-      loss_sum_(zeros({1}, {DType::f32, model.device()})) {
+      loss_sum_(zeros({1}, {DType::f32, model.device()})),
+      replay_(model.device()) {
   if (config.ema > 0) ema_ = std::make_unique<Ema>(model, config.ema);
   op_random::seed(seed);
 }
 
 void TrainLoop::run(const Batch& batch, const LossFn& loss_of) {
   if (log_time_ == 0) log_time_ = now();
+  optimizer_.set_learning_rate(
+      learning_rate(config_.schedule, config_.optim.lr, step_, steps_, steps_per_epoch_));
+  if (config_.capture && model_.device().is_cuda())
+    replay(batch, loss_of);
+  else
+    step(batch, loss_of);
+  ++step_;
+  images_ += batch.size();
+  if (step_ % config_.log_every == 0 || done()) flush_log();
+}
+
+void TrainLoop::replay(const Batch& batch, const LossFn& loss_of) {
+  auto same = [](const Tensor& a, const Tensor& b) {
+    return a.defined() == b.defined() && (!a || a.shape() == b.shape());
+  };
+  const bool fits = same(fixed_.images, batch.images) && same(fixed_.labels, batch.labels) &&
+                    same(fixed_.targets, batch.targets);
+  // A smaller batch, the last of an epoch, is no reason to forget the recording.
+  if (!fits && fixed_.images && fixed_.images.size(0) > batch.size()) return step(batch, loss_of);
+  const uint64_t places = parameter_places(model_);
+  if (!fits || places != places_ || fixed_.images.dtype() != model_.compute_dtype()) {
+    replay_.reset();
+    const Device device = model_.device();
+    fixed_ = batch;
+    fixed_.images = empty(batch.images.shape(), {model_.compute_dtype(), device});
+    fixed_.labels = empty_like(batch.labels);
+    if (batch.targets) fixed_.targets = empty_like(batch.targets);
+    places_ = places;
+  }
+  {
+    NoGrad no_grad;
+    fixed_.images.copy_(batch.images);  // converts as the model would
+    fixed_.labels.copy_(batch.labels);
+    if (batch.targets) fixed_.targets.copy_(batch.targets);
+  }
+  if (!replay_.captured()) optimizer_.zero_grad();  // gradients of eager steps stay out of the recording
+  replay_.run([&] { step(fixed_, loss_of); });
+  if (!replay_.fallback().empty() && !told_fallback_) {
+    told_fallback_ = true;
+    std::fprintf(stderr, "steps run eagerly: %s\n", replay_.fallback().c_str());
+  }
+}
+
+/// All that a step does on the device, but for the learning rate.
+void TrainLoop::step(const Batch& batch, const LossFn& loss_of) {
   op_random::begin_step(model_.device());
   optimizer_.zero_grad();
   int64_t size = batch.size(), parts = std::min(config_.accumulate, size);
@@ -56,12 +104,8 @@ void TrainLoop::run(const Batch& batch, const LossFn& loss_of) {
     NoGrad no_grad;
     loss_sum_.add_(raw::reshape(raw::to(detach(loss), DType::f32), {1}), weight);
   }
-  double lr = learning_rate(config_.schedule, config_.optim.lr, step_, steps_, steps_per_epoch_);
-  optimizer_.step(lr);
+  optimizer_.step();
   if (ema_) ema_->update();
-  ++step_;
-  images_ += size;
-  if (step_ % config_.log_every == 0 || done()) flush_log();
 }
 
 void TrainLoop::require_finite(double loss, double norm) const {

@@ -9,6 +9,7 @@
 
 #include "core/config.h"
 #include "core/io/json.h"
+#include "core/replay.h"
 #include "data/loader.h"
 #include "nn/ema/ema.h"
 #include "nn/module.h"
@@ -25,6 +26,7 @@ struct LoopConfig {
   int64_t accumulate = 1;  // the batch is computed in this many parts
   double ema = 0;
   int64_t log_every = 50;
+  bool capture = true;
 
   template <class V>
   void visit(V& v) {
@@ -35,6 +37,7 @@ struct LoopConfig {
     v("ema", ema, "decay of the exponential moving average of the weights; 0 = none", Range{0, 1});
     v("log_every", log_every, "steps between log lines; a non-finite loss is noticed this much later at most",
       Range{1, 1e9});
+    v("capture", capture, "on a GPU: replay the step as a CUDA graph from the third step of a shape on");
   }
 };
 
@@ -60,7 +63,12 @@ class TrainLoop {
   /// One step: forward and backward of each part of `batch`, clipping, update, average. Logs through `on_log`
   /// when it is due. Throws Error{non_finite} naming the step when the loss or the gradient norm was not
   /// finite.
+  /// On a GPU a step is captured once two of its shape have run, and replayed from then on; `loss` must then
+  /// be the same function every time and read nothing of the batch but its tensors.
   void run(const Batch& batch, const LossFn& loss);
+  /// True when the next batch of the same shape will be replayed; why not, else (empty: not tried yet).
+  bool captured() const { return replay_.captured(); }
+  const std::string& capture_fallback() const { return replay_.fallback(); }
   std::function<void(const StepLog&)> on_log;
   /// Logs the steps since the last log line, for an end that comes before `steps()`.
   void flush_log();
@@ -77,6 +85,8 @@ class TrainLoop {
 
  private:
   void require_finite(double loss, double norm) const;
+  void step(const Batch& batch, const LossFn& loss);
+  void replay(const Batch& batch, const LossFn& loss);
 
   Module& model_;
   LoopConfig config_;
@@ -86,6 +96,10 @@ class TrainLoop {
   Tensor loss_sum_;  // f32 [1] on the device: losses since the last log line
   int64_t logged_step_ = 0, images_ = 0;
   double log_time_ = 0;
+  Replay replay_;
+  Batch fixed_;          // the memory that a captured step reads
+  uint64_t places_ = 0;  // of the parameters it uses
+  bool told_fallback_ = false;
 };
 
 /// Rows [start, start + count) of a batch.

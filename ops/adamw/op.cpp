@@ -7,6 +7,9 @@
 #include "core/grad_mode.h"
 #include "ops/adamw/kernel.h"
 #include "ops/op.h"
+#if OCCAM_CUDA
+#include "core/cuda/backend.h"
+#endif
 
 namespace occam {
 
@@ -24,8 +27,7 @@ void check_slot(const UpdateSlot& s) {
                 ErrorKind::internal, "optimiser: {} beside parameter {}", t->str(), s.param.str());
 }
 
-/// The list of chunks on the device.
-[[maybe_unused]] Tensor upload(const std::vector<UpdateSlot>& slots, int64_t& count) {
+std::vector<uint8_t> chunk_bytes(const std::vector<UpdateSlot>& slots) {
   std::vector<UpdateChunk> chunks;
   auto at = [](const Tensor& t, int64_t offset) { return t ? t.data<float>() + offset : nullptr; };
   for (const UpdateSlot& s : slots) {
@@ -35,14 +37,13 @@ void check_slot(const UpdateSlot& s) {
                         s.shadow ? s.shadow.data<bf16>() + start : nullptr,
                         std::min(kernels::kUpdateChunk, n - start), float(s.weight_decay)});
   }
-  count = int64_t(chunks.size());
   std::vector<uint8_t> bytes(chunks.size() * sizeof(UpdateChunk));
   std::copy_n(reinterpret_cast<const uint8_t*>(chunks.data()), bytes.size(), bytes.data());
-  return from_vector(bytes, {int64_t(bytes.size())}, slots.empty() ? kCPU : slots[0].param.device());
+  return bytes;
 }
 
-[[maybe_unused]] const UpdateChunk* chunks_of(const Tensor& table) {
-  return reinterpret_cast<const UpdateChunk*>(table.data<uint8_t>());
+[[maybe_unused]] const UpdateChunk* chunks_of(const UpdateTable::List& list) {
+  return static_cast<const UpdateChunk*>(list.chunks);
 }
 
 /// f(slot, pointer type tag) over the slots on the CPU.
@@ -63,16 +64,40 @@ void bump_all(const std::vector<UpdateSlot>& slots) {
 
 }  // namespace
 
+UpdateTable::List UpdateTable::of(const std::vector<UpdateSlot>& slots) {
+  if (slots.empty()) return {};
+  const Device device = slots[0].param.device();
+  std::vector<uint8_t> bytes = chunk_bytes(slots);
+  const auto count = int64_t(bytes.size() / sizeof(UpdateChunk));
+  Sent* sent = &eager_;
+  OCCAM_ON_CUDA({
+    const bool capturing = cuda::is_capturing(current_stream(device).handle);
+    // Memory of a captured list comes from before the capture: inside, the graph's own work could share it.
+    if (!captured_.on_device || size_t(captured_.on_device.numel()) < bytes.size()) {
+      OCCAM_CHECK(!capturing, ErrorKind::internal, "an optimiser's first step cannot be captured");
+      captured_.on_device = empty({int64_t(bytes.size())}, {DType::u8, device});
+    }
+    if (capturing) {
+      sent = &captured_;
+      cuda::memcpy_now(sent->on_device.data_ptr(), bytes.data(), bytes.size(), device.index);
+    } else if (bytes != sent->bytes) {
+      sent->on_device = from_vector(bytes, {int64_t(bytes.size())}, device);
+    }
+  });
+  sent->bytes = std::move(bytes);
+  return {sent->on_device.data_ptr(), count};
+}
+
 StepScalars::StepScalars(Device device) : values(zeros({4}, {DType::f32, device})) {}
 
 void StepScalars::set_learning_rate(double lr) { raw::slice(values, 0, 0, 1).fill_(lr); }
 
-void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars) {
+void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars, UpdateTable& table) {
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
-      int64_t count = 0;
-      Tensor table = upload(slots, count), partial = empty({count}, options_of(scalars.values));
-      kernels::gradient_norm(chunks_of(table), count, partial.data<float>(), scalars.values.data<float>(),
+      UpdateTable::List list = table.of(slots);
+      Tensor partial = empty({list.count}, options_of(scalars.values));
+      kernels::gradient_norm(chunks_of(list), list.count, partial.data<float>(), scalars.values.data<float>(),
                              current_stream(scalars.values.device()).handle);
     });
     return;
@@ -93,13 +118,12 @@ void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars) {
 }
 
 void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, const AdamWOptions& o,
-                  double clip) {
+                  double clip, UpdateTable& table) {
   bump_all(slots);
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
-      int64_t count = 0;
-      Tensor table = upload(slots, count);
-      kernels::adamw(chunks_of(table), count, scalars.values.data<float>(),
+      UpdateTable::List list = table.of(slots);
+      kernels::adamw(chunks_of(list), list.count, scalars.values.data<float>(),
                      kernels::AdamWNumbers<float>(o.beta1, o.beta2, o.eps), float(clip),
                      current_stream(scalars.values.device()).handle);
     });
@@ -122,13 +146,12 @@ void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scala
 }
 
 void sgd_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, double momentum,
-                double clip) {
+                double clip, UpdateTable& table) {
   bump_all(slots);
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
-      int64_t count = 0;
-      Tensor table = upload(slots, count);
-      kernels::sgd(chunks_of(table), count, scalars.values.data<float>(), float(momentum), float(clip),
+      UpdateTable::List list = table.of(slots);
+      kernels::sgd(chunks_of(list), list.count, scalars.values.data<float>(), float(momentum), float(clip),
                    current_stream(scalars.values.device()).handle);
     });
     return;
@@ -146,7 +169,8 @@ void sgd_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars
   });
 }
 
-void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& values, double decay) {
+void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& values, double decay,
+                UpdateTable& table) {
   OCCAM_ASSERT(averages.size() == values.size());
   std::vector<UpdateSlot> slots;
   for (size_t i = 0; i < averages.size(); ++i) {
@@ -156,9 +180,8 @@ void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& 
   if (slots.empty()) return;
   if (averages[0].is_cuda()) {
     OCCAM_ON_CUDA({
-      int64_t count = 0;
-      Tensor table = upload(slots, count);
-      kernels::ema(chunks_of(table), count, float(decay), float(1 - decay),
+      UpdateTable::List list = table.of(slots);
+      kernels::ema(chunks_of(list), list.count, float(decay), float(1 - decay),
                    current_stream(averages[0].device()).handle);
     });
     return;
@@ -197,8 +220,9 @@ struct AdamW {
     StepScalars s = scalars_for(p, a.lr, a.updates);
     std::vector<UpdateSlot> slots{
         {.param = p, .grad = in[1], .first = m, .second = v, .weight_decay = a.weight_decay}};
-    gradient_norm(slots, s);
-    adamw_update(slots, s, {}, a.clip);
+    UpdateTable table;
+    gradient_norm(slots, s, table);
+    adamw_update(slots, s, {}, a.clip, table);
     return {p, m, v};
   }
   static Cost cost(Shapes in, DType, const Attrs&) {
@@ -216,8 +240,9 @@ struct Sgd {
     Tensor p = raw::clone(in[0]), m = raw::clone(in[2]);
     StepScalars s = scalars_for(p, a.lr, 0);
     std::vector<UpdateSlot> slots{{.param = p, .grad = in[1], .first = m, .weight_decay = a.weight_decay}};
-    gradient_norm(slots, s);
-    sgd_update(slots, s, a.momentum, a.clip);
+    UpdateTable table;
+    gradient_norm(slots, s, table);
+    sgd_update(slots, s, a.momentum, a.clip, table);
     return {p, m};
   }
   static Cost cost(Shapes in, DType, const Attrs&) {
@@ -233,7 +258,8 @@ struct EmaStep {
   static constexpr NonDifferentiable kNoGradient = kUpdate;
   static Outs forward(Ctx&, In in, const Attrs& a) {
     Tensor average = raw::clone(in[0]);
-    ema_update({average}, {in[1]}, a.decay);
+    UpdateTable table;
+    ema_update({average}, {in[1]}, a.decay, table);
     return {average};
   }
   static Cost cost(Shapes in, DType, const Attrs&) {

@@ -24,7 +24,7 @@ struct Linear {
       out = raw::times_weight_gelu(x, w, b, c.recording());
     else
       out.y = raw::times_weight(x, w, b);
-    c.save({c.needs(1) ? x : Tensor(), c.needs(0) ? w : Tensor(), out.z});
+    c.save({c.needs(1) || c.needs(2) ? x : Tensor(), c.needs(0) ? w : Tensor(), out.z});
     return {out.y};
   }
 

@@ -19,7 +19,7 @@ struct Mlp {
     const Tensor &x = in[0], &w1 = in[1], &w2 = in[3];
     const bool hidden = c.needs(0) || c.needs(1) || c.needs(2);  // does a gradient go through the GELU?
     raw::GeluProduct a = raw::times_weight_gelu(x, w1, in[2], c.recording() && hidden);
-    c.save({c.needs(1) ? x : Tensor(), w1, w2, a.z, c.needs(3) ? a.y : Tensor()});
+    c.save({c.needs(1) ? x : Tensor(), w1, w2, a.z, c.needs(3) || c.needs(4) ? a.y : Tensor()});
     return {raw::times_weight(a.y, w2, in[4])};
   }
 
