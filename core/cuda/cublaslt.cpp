@@ -5,20 +5,26 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
+#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
 #include <optional>
+#include <vector>
 
 #include "core/check.h"
+#include "core/cuda/algorithm_store.h"
 #include "core/cuda/backend.h"
 #include "core/cuda/check.h"
 #include "core/cuda/memory.h"
+#include "core/cuda/timer.h"
 
 namespace occam::cuda {
 
 namespace {
 
+constexpr float infinity = std::numeric_limits<float>::infinity();
 constexpr size_t kWorkspaceBytes = size_t(32) << 20;  // NVIDIA's recommendation for Hopper
 
 [[noreturn]] void fail_cublas(cublasStatus_t status, const char* call, const std::string& where) {
@@ -267,7 +273,8 @@ void prefer(cublasLtMatmulPreferenceOpaque_t& preference, cublasLtMatmulPreferen
                      "gemm");
 }
 
-std::optional<Algorithm> ask_heuristic(const GemmArgs& g, Descriptors& t, int device) {
+/// The heuristic's proposals, the one it thinks best first.
+std::vector<Algorithm> ask_heuristic(const GemmArgs& g, Descriptors& t, int device, int most) {
   AllowInCapture allow;
   cublasLtMatmulPreferenceOpaque_t preference;
   OCCAM_CUBLAS_CHECK(cublasLtMatmulPreferenceInit(&preference), "gemm");
@@ -279,21 +286,103 @@ std::optional<Algorithm> ask_heuristic(const GemmArgs& g, Descriptors& t, int de
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, alignment(g.a));
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, alignment(g.c));
   prefer(preference, CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, alignment(g.d));
-  cublasLtMatmulHeuristicResult_t result{};
+  std::vector<cublasLtMatmulHeuristicResult_t> results(static_cast<size_t>(most));
   int found = 0;
-  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(handle_of(device), &t.operation, &t.a, &t.b,
-                                                               &t.c, &t.d, &preference, 1, &result, &found);
-  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return std::nullopt;
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle_of(device), &t.operation, &t.a, &t.b, &t.c, &t.d, &preference, most, results.data(), &found);
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) return {};
   if (status != CUBLAS_STATUS_SUCCESS) fail_cublas(status, "cublasLtMatmulAlgoGetHeuristic", describe(g));
-  if (found == 0 || result.state != CUBLAS_STATUS_SUCCESS) return std::nullopt;
-  return Algorithm{result.algo, result.workspaceSize};
+  std::vector<Algorithm> algorithms;
+  for (int i = 0; i < found; ++i) {
+    const cublasLtMatmulHeuristicResult_t& r = results[size_t(i)];
+    if (r.state == CUBLAS_STATUS_SUCCESS) algorithms.push_back({r.algo, r.workspaceSize});
+  }
+  return algorithms;
 }
 
-std::optional<Algorithm> algorithm_for(const GemmArgs& g, Descriptors& t, int device) {
+cublasStatus_t queue(const GemmArgs& g, Descriptors& t, const Algorithm& algorithm, int device,
+                     void* stream) {
+  void* workspace = algorithm.workspace > 0 ? workspace_of(stream) : nullptr;
+  return cublasLtMatmul(handle_of(device), &t.operation, t.alpha(), g.b, &t.a, g.a, &t.b, t.beta(), g.c, &t.c,
+                        g.d, &t.d, &algorithm.algo, workspace, algorithm.workspace, as_stream(stream));
+}
+
+/// Times each proposal on the caller's own operands and returns the fastest. What it writes to d (and to
+/// bias or aux) the caller's product writes again.
+Algorithm fastest(const std::vector<Algorithm>& proposals, const GemmArgs& g, Descriptors& t, int device,
+                  void* stream) {
+  constexpr int kRuns = 5;
+  Timer timer;
+  const Algorithm* best = &proposals.front();
+  float least = infinity;
+  for (const Algorithm& a : proposals) {
+    if (queue(g, t, a, device, stream) != CUBLAS_STATUS_SUCCESS) continue;
+    float time = infinity;  // the least of a few runs: what disturbs one only makes it longer
+    for (int i = 0; i < kRuns; ++i) {
+      timer.start(stream);
+      if (queue(g, t, a, device, stream) != CUBLAS_STATUS_SUCCESS) break;
+      timer.stop(stream);
+      time = std::min(time, timer.milliseconds());
+    }
+    if (time < least) least = time, best = &a;
+  }
+  return *best;
+}
+
+AlgorithmStore& store_of(int device) {
+  static std::mutex mutex;
+  static auto* stores = new std::map<int, std::unique_ptr<AlgorithmStore>>;
+  std::lock_guard lock(mutex);
+  auto& store = (*stores)[device];
+  if (!store)
+    store = std::make_unique<AlgorithmStore>(
+        fmt::format("gemm-{}-{}", device_name(device), cublasLtGetVersion()));
+  return *store;
+}
+
+/// A stored choice, if the library still takes it for this problem.
+std::optional<Algorithm> stored(const AlgorithmStore::Choice& choice, Descriptors& t, int device) {
+  static_assert(sizeof(cublasLtMatmulAlgo_t) == sizeof(choice.words));
+  Algorithm a;
+  std::memcpy(&a.algo, choice.words.data(), sizeof(a.algo));
+  a.workspace = size_t(choice.workspace);
+  cublasLtMatmulHeuristicResult_t result{};
+  AllowInCapture allow;
+  const bool fits = a.workspace <= kWorkspaceBytes &&
+                    cublasLtMatmulAlgoCheck(handle_of(device), &t.operation, &t.a, &t.b, &t.c, &t.d, &a.algo,
+                                            &result) == CUBLAS_STATUS_SUCCESS &&
+                    result.workspaceSize <= a.workspace;
+  return fits ? std::optional(a) : std::nullopt;
+}
+
+/// Products that take microseconds are not worth measuring; one that adds to d would add many times.
+bool worth_measuring(const GemmArgs& g) {
+  return double(g.m) * double(g.n) * double(g.k) * double(g.batch) > 2e7 && g.beta == 0;
+}
+
+std::optional<Algorithm> choose(const GemmArgs& g, Descriptors& t, int device, void* stream) {
+  const bool measure = worth_measuring(g);
+  const std::string problem = measure ? describe(g) : "";
+  if (measure)
+    if (auto choice = store_of(device).find(problem))
+      if (auto algorithm = stored(*choice, t, device)) return algorithm;
+  constexpr int kProposals = 12;
+  std::vector<Algorithm> proposals = ask_heuristic(g, t, device, measure ? kProposals : 1);
+  if (proposals.empty()) return std::nullopt;
+  if (!measure || is_capturing(stream)) return proposals.front();
+  const Algorithm best = fastest(proposals, g, t, device, stream);
+  AlgorithmStore::Choice choice;
+  std::memcpy(choice.words.data(), &best.algo, sizeof(best.algo));
+  choice.workspace = best.workspace;
+  store_of(device).put(problem, choice);
+  return best;
+}
+
+std::optional<Algorithm> algorithm_for(const GemmArgs& g, Descriptors& t, int device, void* stream) {
   const ProblemKey key = key_of(g, device);
   std::lock_guard lock(algorithms_mutex());
   auto it = algorithms().find(key);
-  if (it == algorithms().end()) it = algorithms().emplace(key, ask_heuristic(g, t, device)).first;
+  if (it == algorithms().end()) it = algorithms().emplace(key, choose(g, t, device, stream)).first;
   return it->second;
 }
 
@@ -332,7 +421,7 @@ bool gemm_supported(const GemmArgs& args, void* stream) {
   DeviceGuard guard(device);
   Descriptors t;
   init(t, g);
-  return algorithm_for(g, t, device).has_value();
+  return algorithm_for(g, t, device, stream).has_value();
 }
 
 void gemm(const GemmArgs& args, void* stream) {
@@ -343,12 +432,9 @@ void gemm(const GemmArgs& args, void* stream) {
   if (g.k == 0) return scale_only(g, stream);
   Descriptors t;
   init(t, g);
-  const std::optional<Algorithm> algorithm = algorithm_for(g, t, device);
+  const std::optional<Algorithm> algorithm = algorithm_for(g, t, device, stream);
   OCCAM_CHECK(algorithm, ErrorKind::device, "cuBLASLt has no algorithm for {}", describe(g));
-  void* workspace = algorithm->workspace > 0 ? workspace_of(stream) : nullptr;
-  const cublasStatus_t status =
-      cublasLtMatmul(handle_of(device), &t.operation, t.alpha(), g.b, &t.a, g.a, &t.b, t.beta(), g.c, &t.c,
-                     g.d, &t.d, &algorithm->algo, workspace, algorithm->workspace, as_stream(stream));
+  const cublasStatus_t status = queue(g, t, *algorithm, device, stream);
   if (status != CUBLAS_STATUS_SUCCESS) fail_cublas(status, "cublasLtMatmul", describe(g));
   check_launch("cublasLtMatmul", stream);
 }

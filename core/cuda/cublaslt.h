@@ -49,10 +49,11 @@ struct GemmArgs {
   int64_t ld_aux = 0;    // a multiple of 8; 0 means n
 };
 
-/// Queues the product on `stream` (a cudaStream_t). The algorithm is the first that cuBLASLt's heuristic
-/// names for the problem and is kept for the process, so equal calls give equal bits. Threads have their own
-/// workspace for each stream. Throws Error{device} naming status and problem, Error{shape} for arguments that
-/// contradict each other.
+/// Queues the product on `stream` (a cudaStream_t). The algorithm is kept for the process, so equal
+/// calls give equal bits: for a large problem the fastest of the heuristic's proposals, measured at the first
+/// call and kept on disk (algorithm_store.h) so that later runs give the same bits too; for others, and
+/// inside a capture, the heuristic's first. Threads have their own workspace for each stream. Throws
+/// Error{device} naming status and problem, Error{shape} for arguments that contradict each other.
 void gemm(const GemmArgs& args, void* stream);
 
 /// True when cuBLASLt has an algorithm for this problem (epilogues need certain dtypes and alignments).

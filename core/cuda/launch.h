@@ -55,7 +55,7 @@ void allow_shared(void (*kernel)(Args...), const char* name, int64_t bytes) {
 /// True when every pointer is a multiple of 16 bytes: the condition of the packs in vec.cuh. Row strides must
 /// be multiples of the pack as well.
 template <class... Pointers>
-bool aligned16(const Pointers*... pointers) {
+OCCAM_HD bool aligned16(const Pointers*... pointers) {
   return ((reinterpret_cast<uintptr_t>(pointers) % 16 == 0) && ...);
 }
 

@@ -15,7 +15,7 @@ struct UpdateChunk {
   int64_t count;
   float weight_decay;
 };
-inline constexpr int64_t kUpdateChunk = 16384;
+inline constexpr int64_t kUpdateChunk = 8192;
 
 /// scalars as in StepScalars. `partial` holds one float a chunk.
 void gradient_norm(const UpdateChunk* chunks, int64_t count, float* partial, float* scalars, void* stream);

@@ -9,21 +9,33 @@ using namespace cuda;
 namespace {
 constexpr int kThreads = 256;
 
-template <class T, bool Back>
+/// A thread moves a Unit of pixels that are neighbours in a row of a patch.
+template <class Unit, class T, class Index, bool Back>
 __global__ void patch_copy(const T* from, T* to, PatchGrid grid) {
-  OCCAM_GRID_LOOP(i, grid.count()) {
-    if constexpr (Back)
-      to[grid.pixel(i)] = from[i];
-    else
-      to[i] = from[grid.pixel(i)];
+  constexpr int kEach = int(sizeof(Unit) / sizeof(T));
+  OCCAM_GRID_LOOP(unit, grid.count() / kEach) {
+    const int64_t i = unit * kEach, pixel = grid.pixel(Index(i));
+    *reinterpret_cast<Unit*>(to + (Back ? pixel : i)) =
+        *reinterpret_cast<const Unit*>(from + (Back ? i : pixel));
   }
 }
 
-template <class T, bool Back>
-void launch(const T* from, T* to, PatchGrid grid, void* stream) {
-  if (grid.count() == 0) return;
-  patch_copy<T, Back><<<grid_for(grid.count(), kThreads), kThreads, 0, as_stream(stream)>>>(from, to, grid);
+template <class Unit, class T, bool Back>
+void launch_units(const T* from, T* to, const PatchGrid& grid, void* stream) {
+  const int64_t units = grid.count() * int64_t(sizeof(T)) / int64_t(sizeof(Unit));
+  auto* kernel = grid.count() < (int64_t(1) << 31) ? patch_copy<Unit, T, uint32_t, Back>
+                                                   : patch_copy<Unit, T, int64_t, Back>;
+  kernel<<<grid_for(units, kThreads), kThreads, 0, as_stream(stream)>>>(from, to, grid);
   check_launch("patch_copy", stream);
+}
+
+template <class T, bool Back>
+void launch(const T* from, T* to, const PatchGrid& grid, void* stream) {
+  if (grid.count() == 0) return;
+  const int64_t line = grid.p * int64_t(sizeof(T));  // bytes of a patch's row of pixels
+  if (aligned16(from, to) && line % 16 == 0) return launch_units<uint4, T, Back>(from, to, grid, stream);
+  if (aligned16(from, to) && line % 8 == 0) return launch_units<uint2, T, Back>(from, to, grid, stream);
+  launch_units<T, T, Back>(from, to, grid, stream);
 }
 }  // namespace
 

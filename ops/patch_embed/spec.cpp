@@ -41,6 +41,8 @@ OP_SPEC(patch_embed) {
   add("2x3x4x6-p2", {2, 3, 4, 6}, 5, 2, true).small();
   add("1x1x3x3-p3", {1, 1, 3, 3}, 4, 3, true).small();
   add("2x3x16x16-p8", {2, 3, 16, 16}, 7, 8, true);
+  add("2x3x12x8-p4", {2, 3, 12, 8}, 9, 4, true);
+  add("1x3x32x16-p16", {1, 3, 32, 16}, 8, 16, true);
   add("no-bias", {1, 2, 6, 3}, 3, 3, false);
   add("empty-batch", {0, 3, 4, 4}, 3, 2, true);
   spec.bad(
