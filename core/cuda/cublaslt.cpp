@@ -311,20 +311,24 @@ cublasStatus_t queue(const GemmArgs& g, Descriptors& t, const Algorithm& algorit
 /// bias or aux) the caller's product writes again.
 Algorithm fastest(const std::vector<Algorithm>& proposals, const GemmArgs& g, Descriptors& t, int device,
                   void* stream) {
-  constexpr int kRuns = 5;
+  constexpr int kSamples = 5;
+  constexpr float kSample = 0.1f;  // milliseconds: short products are queued several times, as in a model
   Timer timer;
+  auto time = [&](const Algorithm& a, int runs) {
+    timer.start(stream);
+    for (int i = 0; i < runs; ++i)
+      if (queue(g, t, a, device, stream) != CUBLAS_STATUS_SUCCESS) return infinity;
+    timer.stop(stream);
+    return timer.milliseconds() / float(runs);
+  };
   const Algorithm* best = &proposals.front();
   float least = infinity;
   for (const Algorithm& a : proposals) {
-    if (queue(g, t, a, device, stream) != CUBLAS_STATUS_SUCCESS) continue;
-    float time = infinity;  // the least of a few runs: what disturbs one only makes it longer
-    for (int i = 0; i < kRuns; ++i) {
-      timer.start(stream);
-      if (queue(g, t, a, device, stream) != CUBLAS_STATUS_SUCCESS) break;
-      timer.stop(stream);
-      time = std::min(time, timer.milliseconds());
-    }
-    if (time < least) least = time, best = &a;
+    if (time(a, 1) == infinity) continue;  // also loads the kernel
+    const int runs = std::clamp(int(kSample / time(a, 1)), 1, 20);
+    float shortest = infinity;  // what disturbs a sample only makes it longer
+    for (int i = 0; i < kSamples; ++i) shortest = std::min(shortest, time(a, runs));
+    if (shortest < least) least = shortest, best = &a;
   }
   return *best;
 }
