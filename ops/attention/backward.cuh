@@ -12,11 +12,11 @@ using namespace cuda;
 
 /// What a warpgroup of keys knows of the queries it walks over.
 struct Walk {
-  uint64_t own_k, own_v;     // its 64 keys as left operands
-  uint64_t q, g;             // row 0 of the tiles
+  uint32_t own_k, own_v;     // its 64 keys as left operands
+  uint32_t q, g;             // row 0 of the tiles
   const float *lse, *delta;  // of the rows of q; lse in exponents of 2
   float factor;              // of scores, to exponents of 2
-  bool attended[2], busy;    // a lane's two keys; the warp has keys at all
+  bool attended[2];          // a lane's two keys
 };
 
 /// kCount queries from `query` on: adds to dk and dv, and leaves the gradients of the scores in `b`. The last
@@ -25,7 +25,7 @@ template <int kCount>
 __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], float (&dv)[32],
                                      uint32_t (&b)[kCount / 16][4]) {
   const int lane = int(threadIdx.x) % kWarp;
-  const uint64_t rows = query / 8 * (kStepAcross / 2);
+  const uint32_t rows = query / 8 * (kStepAcross / 2);
   float p[kCount / 2] = {}, ds[kCount / 2] = {};
   products_begin();
 #pragma unroll
@@ -39,26 +39,18 @@ __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], 
   products_wait<1>();
   pin(p);
   const float *lse = w.lse + query + lane % 4 * 2, *delta = w.delta + query + lane % 4 * 2;
-  uint32_t a[kCount / 16][4];
-  if (w.busy) {
 #pragma unroll
-    for (int i = 0; i < kCount / 2; i += 4) {
-      float2 shift = *reinterpret_cast<const float2*>(lse + i * 2);
-      p[i] = w.attended[0] ? exp2_fast(p[i] * w.factor - shift.x) : 0;
-      p[i + 1] = w.attended[0] ? exp2_fast(p[i + 1] * w.factor - shift.y) : 0;
-      p[i + 2] = w.attended[1] ? exp2_fast(p[i + 2] * w.factor - shift.x) : 0;
-      p[i + 3] = w.attended[1] ? exp2_fast(p[i + 3] * w.factor - shift.y) : 0;
-    }
-  } else {
-#pragma unroll
-    for (int i = 0; i < kCount / 2; ++i) p[i] = 0;
+  for (int i = 0; i < kCount / 2; i += 4) {
+    float2 shift = *reinterpret_cast<const float2*>(lse + i * 2);
+    p[i] = exp2_fast(p[i] * w.factor - shift.x), p[i + 1] = exp2_fast(p[i + 1] * w.factor - shift.y);
+    p[i + 2] = exp2_fast(p[i + 2] * w.factor - shift.x), p[i + 3] = exp2_fast(p[i + 3] * w.factor - shift.y);
   }
+  uint32_t a[kCount / 16][4];
+#pragma unroll
+  for (int i = 0; i < kCount / 2; i += 2)
+    a[i / 8][i % 8 / 2] = w.attended[i / 2 % 2] ? pack_bf16(p[i], p[i + 1]) : 0;
   products_wait<0>();
   pin(ds);
-#pragma unroll
-  for (int n = 0; n < kCount / 16; ++n)
-#pragma unroll
-    for (int i = 0; i < 4; ++i) a[n][i] = pack_bf16(p[8 * n + 2 * i], p[8 * n + 2 * i + 1]);
   pin(dv);
   products_begin();
 #pragma unroll
@@ -67,8 +59,10 @@ __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], 
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 4) {
     float2 mean = *reinterpret_cast<const float2*>(delta + i * 2);
-    b[i / 8][i % 8 / 2] = pack_bf16(p[i] * (ds[i] - mean.x), p[i + 1] * (ds[i + 1] - mean.y));
-    b[i / 8][i % 8 / 2 + 1] = pack_bf16(p[i + 2] * (ds[i + 2] - mean.x), p[i + 3] * (ds[i + 3] - mean.y));
+    uint32_t upper = pack_bf16(p[i] * (ds[i] - mean.x), p[i + 1] * (ds[i + 1] - mean.y));
+    uint32_t lower = pack_bf16(p[i + 2] * (ds[i + 2] - mean.x), p[i + 3] * (ds[i + 3] - mean.y));
+    b[i / 8][i % 8 / 2] = w.attended[0] ? upper : 0;
+    b[i / 8][i % 8 / 2 + 1] = w.attended[1] ? lower : 0;
   }
   pin(dk);
   products_begin();

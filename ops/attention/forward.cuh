@@ -10,7 +10,7 @@ using namespace cuda;
 
 /// s = q k^T: the 64 rows at q with kCount keys.
 template <int kCount>
-__device__ __forceinline__ void scores(float (&s)[kCount / 2], uint64_t q, uint64_t k) {
+__device__ __forceinline__ void scores(float (&s)[kCount / 2], uint32_t q, uint32_t k) {
   constexpr int kWhole = kCount / 64 * 64;
   static_assert(kCount - kWhole == 0 || kCount - kWhole == 16);
   products_begin();
@@ -64,7 +64,7 @@ __device__ __forceinline__ void softmax_row(float (&s)[kCount / 2], int e, Rows&
 /// attended to and the others are among the last kCheck. A warp without queries (`busy` false) only takes
 /// part in the products.
 template <int kCount, bool kFirst, int kCheck>
-__device__ __forceinline__ void attend(Rows& r, uint64_t q, uint64_t k, uint64_t v, float factor,
+__device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t v, float factor,
                                        const float* bias, int left, bool busy) {
   float s[kCount / 2] = {};
   scores<kCount>(s, q, k);
@@ -102,11 +102,9 @@ __device__ __forceinline__ void attend(Rows& r, uint64_t q, uint64_t k, uint64_t
   pin(r.o);
 }
 
-/// Writes y and log sum exp of a warp's 16 rows, through its rows of the tile of queries.
-__device__ __forceinline__ void finish_rows(Rows& r, bf16* tile, int row, float* lse, bf16* y, int64_t stride,
-                                            int t) {
+/// Writes log sum exp of a warp's 16 rows from `row` on; leaves the factors of their sums over values.
+__device__ __forceinline__ void finish_rows(const Rows& r, int row, float* lse, int t, float (&inverse)[2]) {
   const int lane = thread_here() % kWarp;
-  float inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = warp_reduce<4>(r.sum[half], SumOp{});
@@ -115,7 +113,6 @@ __device__ __forceinline__ void finish_rows(Rows& r, bf16* tile, int row, float*
     if (lane % 4 == 0 && mine < t)
       lse[mine] = sum == 0 ? infinity_<float>() : (r.maximum[half] + log2f(sum)) * kLn2;
   }
-  store_rows(r.o, inverse[0], inverse[1], tile, row, y, stride, t);
 }
 
 #endif

@@ -23,7 +23,8 @@ struct Head {
 };
 
 __device__ __forceinline__ Head head_of(const Attention<bf16>& a, int64_t head) {
-  int64_t image = head / a.h, y = a.h * a.d, column = head % a.h * a.d;
+  int64_t image = uint32_t(head) / uint32_t(a.h), y = a.h * a.d,
+          column = uint32_t(head) % uint32_t(a.h) * a.d;
   return {head * a.t, image * a.t * 3 * y + column, image * a.t * y + column,
           a.key_mask == nullptr ? nullptr : a.key_mask + image * a.t};
 }
@@ -51,10 +52,10 @@ __device__ __forceinline__ void copy_tile(bf16* tile, const bf16* from, int64_t 
   }
 }
 
-/// 0 for keys attended to, -infinity for others and from t on.
+/// 0 for keys attended to, -infinity for others and from t on; written by threads 0 .. threads - 1.
 template <int kTokens>
-__device__ __forceinline__ void copy_bias(float* bias, const uint8_t* mask, int t) {
-  for (int j = int(threadIdx.x); j < kTokens; j += int(blockDim.x))
+__device__ __forceinline__ void copy_bias(float* bias, const uint8_t* mask, int t, int thread, int threads) {
+  for (int j = thread; j < kTokens; j += threads)
     bias[j] = j < t && (mask == nullptr || mask[j] != 0) ? 0 : -cuda::infinity_<float>();
 }
 
@@ -79,6 +80,24 @@ __device__ __forceinline__ void store_rows(const float (&o)[32], float upper, fl
           *reinterpret_cast<const uint4*>(tile + tile_at(at, piece));
   }
 }
+
+#ifdef OCCAM_WARPGROUP
+/// The same by the copy engine, where `map` views what the rows belong to in boxes of 16 tokens.
+__device__ __forceinline__ void copy_rows_back(const float (&o)[32], float upper, float lower, bf16* tile,
+                                               int row, const void* map, int column, int image) {
+  int lane = thread_here() % cuda::kWarp;
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+    bf16* to = tile + tile_at(row + lane / 4, n) + lane % 4 * 2;
+    *reinterpret_cast<uint32_t*>(to) = cuda::pack_bf16(o[4 * n] * upper, o[4 * n + 1] * upper);
+    *reinterpret_cast<uint32_t*>(to + 8 * kTileRow) =
+        cuda::pack_bf16(o[4 * n + 2] * lower, o[4 * n + 3] * lower);
+  }
+  share_with_tensor_cores();
+  __syncwarp();
+  if (lane == 0) copy_box_back(map, column, row, image, tile + row * kTileRow);
+}
+#endif
 
 /// f.operator()<kTokens>() with the least kTokens that holds t.
 template <class F>

@@ -32,12 +32,13 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
     copy_tile<kKeys>(kv + 2 * buffer * kTile, keys + key * stride, stride, left);
     copy_tile<kKeys>(kv + (2 * buffer + 1) * kTile, keys + stride_y + key * stride, stride, left);
     if (at.mask != nullptr || left < kKeys)
-      copy_bias<kKeys>(biases + buffer * kKeys, at.mask == nullptr ? nullptr : at.mask + key, left);
+      copy_bias<kKeys>(biases + buffer * kKeys, at.mask == nullptr ? nullptr : at.mask + key, left,
+                       int(threadIdx.x), kThreads);
   };
   copy_tile<kRows>(q, a.qkv + at.qkv + from * stride, stride, t);
   copy(0);
   copies_commit();
-  const uint64_t own = operand(shared_address(q + first * kTileRow)), tile = operand(shared_address(kv));
+  const uint32_t own = operand(shared_address(q + first * kTileRow)), tile = operand(shared_address(kv));
   const float factor = a.scale * kLog2e;
   Rows r = {{-infinity_<float>(), -infinity_<float>()}, {}, {}};
 #pragma unroll 1
@@ -47,14 +48,18 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
     copies_wait<1>();
     share_with_tensor_cores();
     __syncthreads();
-    constexpr uint64_t kNext = kKeys / 16 * kStepAcross;
+    constexpr uint32_t kNext = kKeys / 16 * kStepAcross;
     const int buffer = key / kKeys % 2, left = int(a.t) - key;
     const float* bias = at.mask != nullptr || left < kKeys ? biases + buffer * kKeys : nullptr;
-    const uint64_t k = tile + buffer * (2 * kNext);
+    const uint32_t k = tile + buffer * (2 * kNext);
     if (first < t) attend<kKeys, false, 0>(r, own, k, k + kNext, factor, bias, left, row < t);
     __syncthreads();  // the next but one keys will be copied over these
   }
-  if (row < t) finish_rows(r, q, row, a.lse + at.stat + from, a.y + at.y + from * stride_y, stride_y, t);
+  if (row < t) {
+    float inverse[2];
+    finish_rows(r, row, a.lse + at.stat + from, t, inverse);
+    store_rows(r.o, inverse[0], inverse[1], q, row, a.y + at.y + from * stride_y, stride_y, t);
+  }
 #endif
 }
 
@@ -92,8 +97,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
          .lse = nullptr,
          .delta = nullptr,
          .factor = a.scale * kLog2e,
-         .attended = {},
-         .busy = row < t};
+         .attended = {}};
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int key = row + lane / 4 + half * 8;
@@ -152,13 +156,13 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
     copy_tile<kKeysBackward>(kv + (2 * buffer + 1) * kTile, keys + stride_y + key * stride, stride, left);
     if (at.mask != nullptr || left < kKeysBackward)
       copy_bias<kKeysBackward>(biases + buffer * kKeysBackward, at.mask == nullptr ? nullptr : at.mask + key,
-                               left);
+                               left, int(threadIdx.x), kThreads);
   };
   copy_tile<kRows>(own, q + from * stride, stride, t);
   copy_tile<kRows>(own + kOwn, a.gy + at.y + from * stride_y, stride_y, t);
   copy(0);
   copies_commit();
-  const uint64_t own_q = operand(shared_address(own + first * kTileRow)),
+  const uint32_t own_q = operand(shared_address(own + first * kTileRow)),
                  own_g = operand(shared_address(own + kOwn + first * kTileRow));
   const float factor = a.scale * kLog2e;
   float lse[2], delta[2], dq[32] = {};
@@ -177,7 +181,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
     __syncthreads();
     const int buffer = key / kKeysBackward % 2;
     if (first < t) {
-      const uint64_t k = operand(shared_address(kv + 2 * buffer * kTile)),
+      const uint32_t k = operand(shared_address(kv + 2 * buffer * kTile)),
                      v = operand(shared_address(kv + (2 * buffer + 1) * kTile));
       float s[32] = {}, ds[32] = {};
       products_begin();

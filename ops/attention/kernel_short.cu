@@ -1,6 +1,7 @@
 // Forward for rows of at most 208 tokens and d = 64: a warpgroup has 64 queries and all their scores in
 // registers, (from 145 tokens on in two parts), so that there is next to nothing to rescale.
 #include "ops/attention/forward.cuh"
+#include "ops/attention/token_map.h"
 
 namespace occam::kernels {
 
@@ -12,60 +13,84 @@ namespace {
 template <int kTokens>
 constexpr int kBlocks = kGroups<kTokens> <= 2 ? 4 / kGroups<kTokens> : 1;
 template <int kTokens>
-constexpr int64_t kBytes = 2 * (3 * kTokens * kTileRow * 2 + kTokens * 4) + 1024;
+constexpr int64_t kBytes = 6 * kTokens* kTileRow * 2 + kGroups<kTokens>* kTokens * 4 + 1024;
 
-/// Grid (blocks, 1) with all warpgroups of a head in a block, or (heads, warpgroups) with one.
+/// Grid (blocks, 1) with all warpgroups of a head in a block, or (heads, warpgroups) with one. Warpgroups do
+/// not wait for each other: each goes on to the next head when that has come, and the last one, which has the
+/// fewest queries, has the head after that copied as soon as all have left the buffer.
 template <int kTokens>
 __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
-    attention_short_fwd(Attention<bf16> a, int64_t heads) {
+    attention_short_fwd(Attention<bf16> a, int64_t heads, const __grid_constant__ CUtensorMap qkv,
+                        const __grid_constant__ CUtensorMap y) {
 #ifdef OCCAM_WARPGROUP
   constexpr int kTile = kTokens * kTileRow;
   bf16* tiles = reinterpret_cast<bf16*>(aligned_room());  // [2][q, k, v]
-  float* biases = reinterpret_cast<float*>(tiles + 6 * kTile);
   const int t = int(a.t);
   const int group = int(threadIdx.x) / kGroup, first = (int(blockIdx.y) + group) * 64;
   const int row = first + int(threadIdx.x) % kGroup / kWarp * 16;  // of the warp
-  const int64_t stride_y = a.h * a.d;
+  float* bias = reinterpret_cast<float*>(tiles + 6 * kTile) + group * kTokens;
+  __shared__ uint64_t barriers[4];
+  const uint32_t full = shared_address(barriers), empty = full + 16;  // 8 bytes a buffer
   const float factor = a.scale * kLog2e;
   const bool with_bias = a.key_mask != nullptr || t <= kTokens - 16;
+  const bool copies = threadIdx.x == blockDim.x - kGroup;
   auto copy = [&](int64_t head, int buffer) {
-    Head at = head_of(a, head);
+    barrier_expect(full + 8 * buffer, 3 * kTile * 2);
     for (int part = 0; part < 3; ++part)
-      copy_tile<kTokens>(tiles + (buffer * 3 + part) * kTile, a.qkv + at.qkv + part * stride_y, 3 * stride_y,
-                         t);
-    if (with_bias) copy_bias<kTokens>(biases + buffer * kTokens, at.mask, t);
+      copy_box(tiles + (buffer * 3 + part) * kTile, &qkv,
+               (part * int(a.h) + int(uint32_t(head) % uint32_t(a.h))) * kTileRow, 0,
+               int(uint32_t(head) / uint32_t(a.h)), full + 8 * buffer);
   };
 
-  copy(blockIdx.x, 0);
-  copies_commit();
-  int buffer = 0;
-  for (int64_t head = blockIdx.x; head < heads; head += gridDim.x, buffer ^= 1) {
-    if (head + gridDim.x < heads) copy(head + gridDim.x, buffer ^ 1);
-    copies_commit();
-    copies_wait<1>();
-    share_with_tensor_cores();
-    __syncthreads();
+  if (copies) {
+    for (int buffer = 0; buffer < 2; ++buffer) {
+      barrier_init(full + 8 * buffer, 1);
+      barrier_init(empty + 8 * buffer, int(blockDim.x) / kWarp);
+    }
+    barriers_ready();
+    copy(blockIdx.x, 0);
+    if (blockIdx.x + gridDim.x < heads) copy(blockIdx.x + gridDim.x, 1);
+  }
+  __syncthreads();
+  int turn = 0;
+  for (int64_t head = blockIdx.x; head < heads; head += gridDim.x, ++turn) {
+    const int buffer = turn % 2, parity = turn / 2 % 2;
+    barrier_wait(full + 8 * buffer, parity);
     if (first < t) {
       bf16* q = tiles + buffer * 3 * kTile;
-      const float* bias = with_bias ? biases + buffer * kTokens : nullptr;
-      const uint64_t own = operand(shared_address(q + first * kTileRow)),
+      const Head at = head_of(a, head);
+      if (with_bias) {
+        copy_bias<kTokens>(bias, at.mask, t, int(threadIdx.x) % kGroup, kGroup);
+        group_barrier(group);
+      }
+      const uint32_t own = operand(shared_address(q + first * kTileRow)),
                      k = operand(shared_address(q + kTile)), v = operand(shared_address(q + 2 * kTile));
       // All scores at once would leave too few registers beside them at 208.
-      constexpr int kPart = kTokens > 144 ? 128 : kTokens;
+      constexpr int kPart = kTokens > 144 ? 128 : kTokens, kCheck = kPart < kTokens ? 0 : 16;
       Rows r = {};
-      attend < kPart, true, kPart<kTokens ? 0 : 16>(r, own, k, v, factor, bias, t, row < t);
+      attend<kPart, true, kCheck>(r, own, k, v, factor, with_bias ? bias : nullptr, t, row < t);
       if constexpr (kPart < kTokens) {
-        constexpr uint64_t kOn = kPart / 16 * kStepAcross;
+        constexpr uint32_t kOn = kPart / 16 * kStepAcross;
         attend<kTokens - kPart, false, 16>(r, own, k + kOn, v + kOn, factor,
                                            with_bias ? bias + kPart : nullptr, t - kPart, row < t);
       }
       group_barrier(group);  // no warp reads queries any more: results take their place
       if (row < t) {
-        Head at = head_of(a, head);
-        finish_rows(r, q, row, a.lse + at.stat, a.y + at.y, stride_y, t);
+        float inverse[2];
+        finish_rows(r, row, a.lse + at.stat, t, inverse);
+        copy_rows_back(r.o, inverse[0], inverse[1], q, row, &y,
+                       int(uint32_t(head) % uint32_t(a.h)) * kTileRow, int(uint32_t(head) / uint32_t(a.h)));
+        rows_copied();
       }
     }
-    __syncthreads();  // the buffer is free for the next head but one
+    __syncwarp();
+    if (threadIdx.x % kWarp == 0) barrier_arrive(empty + 8 * buffer);
+    const int64_t later = head + 2 * int64_t(gridDim.x);
+    if (copies && later < heads) {
+      barrier_wait(empty + 8 * buffer, parity);
+      copy(later, buffer);
+    }
+    __syncwarp();
   }
 #endif
 }
@@ -100,7 +125,9 @@ void attention_fwd_short(const Attention<bf16>& a, void* stream) {
     // Few heads: a block for each 64 queries, so that more multiprocessors share the work.
     bool split = heads * kAll <= device_limits().sm_count;
     dim3 grid = split ? dim3(unsigned(heads), unsigned(kAll)) : dim3(unsigned(std::min(heads, at_once)));
-    kernel<<<grid, split ? kGroup : kAll * kGroup, size_t(kBytes<kTokens>), as_stream(stream)>>>(a, heads);
+    kernel<<<grid, split ? kGroup : kAll * kGroup, size_t(kBytes<kTokens>), as_stream(stream)>>>(
+        a, heads, token_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
+        token_map(a.y, a.b, a.t, a.h * a.d, 16));
     check_launch("attention_short_fwd", stream);
   });
 }

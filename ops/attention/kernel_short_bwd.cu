@@ -4,6 +4,7 @@
 // dq of them:
 //   s' = k q'   dp' = v g'   dv += p' g   dk += ds' q   dq' = k' ds    (' transposes)
 #include "ops/attention/backward.cuh"
+#include "ops/attention/token_map.h"
 
 namespace occam::kernels {
 
@@ -24,7 +25,7 @@ constexpr int64_t kBytes = (2 * 4 * kTokens + kGroups<kTokens> * kQueries) * kTi
 #ifdef OCCAM_WARPGROUP
 
 /// Barriers of the block where some only report and go on.
-constexpr int kReady = 5, kFree = 6;
+constexpr int kReady = 5, kFree = 6;  // kFree + 1 too: in turn, since a warp may be a step ahead of others
 __device__ __forceinline__ void arrive(int barrier, int threads) {
   asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
 }
@@ -49,13 +50,12 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
 /// What a warpgroup knows of the head it works on.
 struct Work {
   Walk walk;
-  uint64_t k, ds;  // row 0 of the keys, of the first part of ds
+  uint32_t k, ds;  // row 0 of the keys, of the first part of ds
   bf16* own_ds;    // its part of ds: [32 queries][64 keys]
   float scale;
   int group;
   bf16* gq;  // row 0 of the head
-  int64_t stride;
-  int t;
+  int stride, t;
 };
 
 /// kCount queries from `query` on, with their dq when it is this warpgroup's turn.
@@ -66,7 +66,7 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
   uint32_t b[kCount / 16][4];
   walk<kCount>(w.walk, query, dk, dv, b);
   const int turn = query / kQueries % kAll, last = (turn + kAll - 1) % kAll;
-  if (query > 0 && last != w.group) wait_for(kFree, kThreads);
+  if (query > 0 && last != w.group) wait_for(kFree + (query / kQueries - 1) % 2, kThreads);
 #pragma unroll
   for (int n = 0; n < kCount / 16; ++n)
     store_transposed(w.own_ds + tile_at(n * 16 + lane / 16 * 8 + lane % 8, warp * 2 + lane / 8 % 2), b[n]);
@@ -77,7 +77,7 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
   if (turn != w.group) return arrive(kReady, kThreads);
   wait_for(kReady, kThreads);
   float dq[kCount / 2] = {};
-  constexpr uint64_t kPart = kQueries * kTileRow * 2 / 16;
+  constexpr uint32_t kPart = kQueries * kTileRow * 2 / 16;
   products_begin();
 #pragma unroll
   for (int k = 0; k < kTokens / 16; ++k)
@@ -85,7 +85,8 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
   products_commit();
   products_wait<0>();
   pin(dq);
-  if (query + kQueries < w.t) arrive(kFree, kThreads);  // else nobody waits
+  group_barrier(w.group);  // all of its warps have read ds
+  if (query + kQueries < w.t) arrive(kFree + query / kQueries % 2, kThreads);  // else nobody waits
   bf16* to = w.gq + warp * 16 + lane % 4 * 2;
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 2) {
@@ -99,7 +100,8 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
 
 template <int kTokens>
 __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
-    attention_short_bwd(Attention<bf16> a, int64_t heads) {
+    attention_short_bwd(Attention<bf16> a, int64_t heads, const __grid_constant__ CUtensorMap qkv,
+                        const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap gqkv) {
 #ifdef OCCAM_WARPGROUP
   constexpr int kThreads = kGroups<kTokens> * kGroup, kTile = kTokens * kTileRow;
   constexpr int kPieces = (kTokens * 8 + kThreads - 1) / kThreads;
@@ -110,36 +112,41 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   const int t = int(a.t), lane = int(threadIdx.x) % kWarp;
   const int group = int(threadIdx.x) / kGroup, row = int(threadIdx.x) / kWarp * 16;  // of the warp
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
-  auto copy = [&](int64_t head, bf16* to) {
-    Head at = head_of(a, head);
-    copy_tile<kTokens>(to, a.qkv + at.qkv + stride_y, stride, t);
-    copy_tile<kTokens>(to + kTile, a.qkv + at.qkv + 2 * stride_y, stride, t);
-    copy_tile<kTokens>(to + 2 * kTile, a.qkv + at.qkv, stride, t);
-    copy_tile<kTokens>(to + 3 * kTile, a.gy + at.y, stride_y, t);
+  __shared__ uint64_t barriers[2];
+  const uint32_t full = shared_address(barriers);  // 8 bytes a buffer
+  auto copy = [&](int64_t head, int buffer) {
+    const int column = int(uint32_t(head) % uint32_t(a.h)) * kTileRow, width = int(stride_y),
+              image = int(uint32_t(head) / uint32_t(a.h));
+    bf16* to = tiles + buffer * 4 * kTile;
+    const uint32_t done = full + 8 * buffer;
+    barrier_expect(done, 4 * kTile * 2);
+    copy_box(to, &qkv, width + column, 0, image, done);
+    copy_box(to + kTile, &qkv, 2 * width + column, 0, image, done);
+    copy_box(to + 2 * kTile, &qkv, column, 0, image, done);
+    copy_box(to + 3 * kTile, &gy, column, 0, image, done);
   };
+  // y of kPieces rows, kThreads / 8 apart, and 8 columns; of the last row for rows that do not exist.
   uint4 y[kPieces];
   float log_sum;
   auto fetch = [&](int64_t head) {
-    Head at = head_of(a, head);
-    const int thread = thread_here();
+    const Head at = head_of(a, head);
+    const int thread = thread_here(), width = int(stride_y);
+    const bf16* from = a.y + at.y + thread % 8 * 8;
 #pragma unroll
-    for (int i = 0; i < kPieces; ++i) {
-      int piece = thread + i * kThreads;
-      y[i] = piece / 8 < t
-                 ? *reinterpret_cast<const uint4*>(a.y + at.y + piece / 8 * stride_y + piece % 8 * 8)
-                 : uint4{};
-    }
+    for (int i = 0; i < kPieces; ++i)
+      y[i] = *reinterpret_cast<const uint4*>(from + min(thread / 8 + i * (kThreads / 8), t - 1) * width);
     log_sum = thread < t ? a.lse[at.stat + thread] * kLog2e : 0;
   };
-  /// delta = y . g, 8 lanes a row, of what fetch() brought.
+  // delta = y . g, 8 lanes a row, of what fetch() brought.
   auto finish = [&](const bf16* g) {
     const int thread = thread_here();
+    g += tile_at(thread / 8, thread % 8);
 #pragma unroll
     for (int i = 0; i < kPieces; ++i) {
-      int piece = thread + i * kThreads, at = piece / 8;
+      const int at = thread / 8 + i * (kThreads / 8);
       float sum = 0;
-      if (at < kTokens) {
-        uint4 other = *reinterpret_cast<const uint4*>(g + tile_at(at, piece % 8));
+      if ((i + 1) * kThreads <= kTokens * 8 || at < kTokens) {
+        uint4 other = *reinterpret_cast<const uint4*>(g + i * (kThreads / 8) * kTileRow);
         const uint32_t u[4] = {y[i].x, y[i].y, y[i].z, y[i].w}, v[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j)
@@ -147,23 +154,26 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
                  __uint_as_float(u[j] & 0xffff0000u) * __uint_as_float(v[j] & 0xffff0000u);
       }
       sum = warp_reduce<8>(sum, SumOp{});
-      if (at < kTokens && lane % 8 == 0) delta[at] = sum;
+      if (at < kTokens && thread % 8 == 0) delta[at] = sum;
     }
     if (thread < kTokens) lse[thread] = log_sum;
   };
 
-  copy(blockIdx.x, tiles);
-  copies_commit();
+  if (threadIdx.x == 0) {
+    barrier_init(full, 1);
+    barrier_init(full + 8, 1);
+    barriers_ready();
+    copy(blockIdx.x, 0);
+  }
   fetch(blockIdx.x);
-  bf16* now = tiles;
-  for (int64_t head = blockIdx.x; head < heads;
-       head += gridDim.x, now = now == tiles ? tiles + 4 * kTile : tiles) {
+  __syncthreads();
+  int turn = 0;
+  for (int64_t head = blockIdx.x; head < heads; head += gridDim.x, ++turn) {
     const int64_t next = head + gridDim.x;
-    if (next < heads) copy(next, now == tiles ? tiles + 4 * kTile : tiles);
-    copies_commit();
-    copies_wait<1>();
-    share_with_tensor_cores();
-    __syncthreads();
+    bf16* now = tiles + turn % 2 * 4 * kTile;
+    if (threadIdx.x == 0 && next < heads) copy(next, (turn + 1) % 2);
+    __syncwarp();
+    barrier_wait(full + turn % 2 * 8, turn / 2 % 2);
     finish(now + 3 * kTile);
     __syncthreads();
     Head at = head_of(a, head);
@@ -175,15 +185,14 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
                     .lse = lse,
                     .delta = delta,
                     .factor = a.scale * kLog2e,
-                    .attended = {},
-                    .busy = row < t},
+                    .attended = {}},
            .k = operand(shared_address(now)),
            .ds = operand(shared_address(ds)),
            .own_ds = ds + group * kQueries * kTileRow,
            .scale = a.scale,
            .group = group,
            .gq = a.gqkv + at.qkv,
-           .stride = stride,
+           .stride = int(stride),
            .t = t};
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
@@ -197,12 +206,13 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
       step<kTokens, kQueries>(w, query, dk, dv);
     if constexpr (kWhole < kTokens)
       if (kWhole < t) step<kTokens, kTokens - kWhole>(w, kWhole, dk, dv);
-    group_barrier(group);  // its values are not read any more: results pass through them
+    __syncthreads();  // the tiles are not read any more: results pass through them
     if (row < t) {
-      bf16* to = a.gqkv + at.qkv + stride_y;
-      store_rows(dk, a.scale, a.scale, v, row, to, stride, t);
-      __syncwarp();
-      store_rows(dv, 1, 1, v, row, to + stride_y, stride, t);
+      const int column = int(uint32_t(head) % uint32_t(a.h)) * kTileRow,
+                image = int(uint32_t(head) / uint32_t(a.h));
+      copy_rows_back(dk, a.scale, a.scale, now, row, &gqkv, int(stride_y) + column, image);
+      copy_rows_back(dv, 1, 1, v, row, &gqkv, 2 * int(stride_y) + column, image);
+      rows_copied();
     }
     // Not sooner and in any case (of the last head for nothing): its registers would be missing above.
     fetch(next < heads ? next : head);
@@ -219,7 +229,9 @@ void attention_bwd_short(const Attention<bf16>& a, void* stream) {
     int64_t heads = a.b * a.h, at_once = int64_t(device_limits().sm_count) * kBlocks<kTokens>;
     allow_shared(kernel, "attention_short_bwd", kBytes<kTokens>);
     kernel<<<unsigned(std::min(heads, at_once)), kGroups<kTokens> * kGroup, size_t(kBytes<kTokens>),
-             as_stream(stream)>>>(a, heads);
+             as_stream(stream)>>>(a, heads, token_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
+                                  token_map(a.gy, a.b, a.t, a.h * a.d, kTokens),
+                                  token_map(a.gqkv, a.b, a.t, 3 * a.h * a.d, 16));
     check_launch("attention_short_bwd", stream);
   });
 }
