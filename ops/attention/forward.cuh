@@ -108,10 +108,10 @@ __device__ __forceinline__ void finish_rows(const Rows& r, int row, float* lse, 
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     float sum = warp_reduce<4>(r.sum[half], SumOp{});
-    inverse[half] = sum == 0 ? 0 : 1 / sum;
+    inverse[half] = sum == 0 ? 0 : __fdividef(1, sum);  // sum is at least 1 otherwise
     int mine = row + lane / 4 + half * 8;
     if (lane % 4 == 0 && mine < t)
-      lse[mine] = sum == 0 ? infinity_<float>() : (r.maximum[half] + log2f(sum)) * kLn2;
+      lse[mine] = sum == 0 ? infinity_<float>() : (r.maximum[half] + __log2f(sum)) * kLn2;
   }
 }
 

@@ -35,6 +35,10 @@ __device__ __forceinline__ unsigned char* aligned_room() {
   return room + (1024 - cuda::shared_address(room) % 1024) % 1024;
 }
 
+/// A value that all lanes of a warp have, as something that the compiler knows to be so.
+__device__ __forceinline__ int same_for_warp(int x) { return __shfl_sync(0xffffffffu, x, 0); }
+__device__ __forceinline__ int warp_here() { return same_for_warp(int(threadIdx.x) / cuda::kWarp); }
+
 /// This thread's index, as something that the compiler cannot compute with ahead of the loop over heads: what
 /// it would save in instructions it would lose in registers.
 __device__ __forceinline__ int thread_here() {

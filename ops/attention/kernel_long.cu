@@ -24,7 +24,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
   float* biases = reinterpret_cast<float*>(kv + 4 * kTile);
   const Head at = head_of(a, blockIdx.x / tiles);
   const int from = int(blockIdx.x % tiles) * kRows, t = int(a.t) - from;  // t: queries from there on
-  const int first = int(threadIdx.x) / kGroup * 64, row = int(threadIdx.x) / kWarp * 16;
+  const int first = warp_here() / 4 * 64, row = warp_here() * 16;
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
   const bf16* keys = a.qkv + at.qkv + stride_y;
   auto copy = [&](int key) {
@@ -72,7 +72,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
   float* stats = reinterpret_cast<float*>(qg + 4 * kTile);  // [2][lse, delta][kQueries]
   const Head at = head_of(a, blockIdx.x / tiles);
   const int from = int(blockIdx.x % tiles) * kRows, t = int(a.t) - from;  // t: keys from there on
-  const int first = int(threadIdx.x) / kGroup * 64, row = int(threadIdx.x) / kWarp * 16;
+  const int first = warp_here() / 4 * 64, row = warp_here() * 16;
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
   const bf16 *q = a.qkv + at.qkv, *k = q + stride_y + from * stride;
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
   float* biases = reinterpret_cast<float*>(kv + 4 * kTile);  // [2][kKeysBackward]
   const Head at = head_of(a, blockIdx.x / tiles);
   const int from = int(blockIdx.x % tiles) * kRows, t = int(a.t) - from;  // t: queries from there on
-  const int first = int(threadIdx.x) / kGroup * 64, row = int(threadIdx.x) / kWarp * 16;
+  const int first = warp_here() / 4 * 64, row = warp_here() * 16;
   const int lane = int(threadIdx.x) % kWarp;
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
   const bf16 *q = a.qkv + at.qkv, *keys = q + stride_y;

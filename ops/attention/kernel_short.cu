@@ -26,8 +26,8 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   constexpr int kTile = kTokens * kTileRow;
   bf16* tiles = reinterpret_cast<bf16*>(aligned_room());  // [2][q, k, v]
   const int t = int(a.t);
-  const int group = int(threadIdx.x) / kGroup, first = (int(blockIdx.y) + group) * 64;
-  const int row = first + int(threadIdx.x) % kGroup / kWarp * 16;  // of the warp
+  const int warp = warp_here(), group = warp / 4, first = (int(blockIdx.y) + group) * 64;
+  const int row = first + warp % 4 * 16;  // of the warp
   float* bias = reinterpret_cast<float*>(tiles + 6 * kTile) + group * kTokens;
   __shared__ uint64_t barriers[4];
   const uint32_t full = shared_address(barriers), empty = full + 16;  // 8 bytes a buffer
@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   __syncthreads();
   int turn = 0;
   for (int64_t head = blockIdx.x; head < heads; head += gridDim.x, ++turn) {
-    const int buffer = turn % 2, parity = turn / 2 % 2;
+    const int buffer = same_for_warp(turn % 2), parity = turn / 2 % 2;
     barrier_wait(full + 8 * buffer, parity);
     if (first < t) {
       bf16* q = tiles + buffer * 3 * kTile;

@@ -110,7 +110,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   float* lse = reinterpret_cast<float*>(ds + kGroups<kTokens> * kQueries * kTileRow);
   float* delta = lse + kTokens;
   const int t = int(a.t), lane = int(threadIdx.x) % kWarp;
-  const int group = int(threadIdx.x) / kGroup, row = int(threadIdx.x) / kWarp * 16;  // of the warp
+  const int group = warp_here() / 4, row = warp_here() * 16;  // of the warp
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
   __shared__ uint64_t barriers[2];
   const uint32_t full = shared_address(barriers);  // 8 bytes a buffer
@@ -171,11 +171,12 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   for (int64_t head = blockIdx.x; head < heads; head += gridDim.x, ++turn) {
     const int64_t next = head + gridDim.x;
     bf16* now = tiles + turn % 2 * 4 * kTile;
-    if (threadIdx.x == 0 && next < heads) copy(next, (turn + 1) % 2);
-    __syncwarp();
     barrier_wait(full + turn % 2 * 8, turn / 2 % 2);
     finish(now + 3 * kTile);
+    rows_copied();  // those of the head before have left the other buffer
     __syncthreads();
+    if (threadIdx.x == 0 && next < heads) copy(next, (turn + 1) % 2);
+    __syncwarp();
     Head at = head_of(a, head);
     bf16* v = now + kTile;
     Work w{.walk = {.own_k = operand(shared_address(now + group * 64 * kTileRow)),
@@ -206,18 +207,17 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
       step<kTokens, kQueries>(w, query, dk, dv);
     if constexpr (kWhole < kTokens)
       if (kWhole < t) step<kTokens, kTokens - kWhole>(w, kWhole, dk, dv);
+    // In any case: registers that might keep their value would be kept through all of the above.
+    fetch(next < heads ? next : head);
     __syncthreads();  // the tiles are not read any more: results pass through them
     if (row < t) {
       const int column = int(uint32_t(head) % uint32_t(a.h)) * kTileRow,
                 image = int(uint32_t(head) / uint32_t(a.h));
       copy_rows_back(dk, a.scale, a.scale, now, row, &gqkv, int(stride_y) + column, image);
       copy_rows_back(dv, 1, 1, v, row, &gqkv, 2 * int(stride_y) + column, image);
-      rows_copied();
     }
-    // Not sooner and in any case (of the last head for nothing): its registers would be missing above.
-    fetch(next < heads ? next : head);
-    __syncthreads();  // the buffer is free for the next head but one
   }
+  rows_copied();
 #endif
 }
 
