@@ -35,19 +35,20 @@ struct Rows {
   float maximum[2], sum[2], o[32];
 };
 
-/// Exponents of one of the rows (e = 0: the upper, 2: the lower) become weights exp2(s - maximum). After the
-/// first part of the keys, sums are brought to the new maximum.
+/// Scores of one of the rows (e = 0: the upper, 2: the lower) become weights exp2(s factor - maximum), factor
+/// above 0. After the first part of the keys, sums are brought to the new maximum.
 template <bool kFirst, int kCount>
-__device__ __forceinline__ void softmax_row(float (&s)[kCount / 2], int e, Rows& r) {
-  float largest = kFirst ? -infinity_<float>() : r.maximum[e / 2], sum = 0;
+__device__ __forceinline__ void softmax_row(float (&s)[kCount / 2], int e, float factor, Rows& r) {
+  float largest = -infinity_<float>(), sum = 0;
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 4) largest = fmaxf(largest, fmaxf(s[i + e], s[i + e + 1]));
-  largest = warp_reduce<4>(largest, MaxOp{});
+  largest = warp_reduce<4>(largest, MaxOp{}) * factor;
+  if constexpr (!kFirst) largest = fmaxf(largest, r.maximum[e / 2]);
   float shift = largest == -infinity_<float>() ? 0 : largest;  // no key yet: all weights are 0
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 4) {
-    s[i + e] = exp2_fast(s[i + e] - shift);
-    s[i + e + 1] = exp2_fast(s[i + e + 1] - shift);
+    s[i + e] = exp2_fast(s[i + e] * factor - shift);
+    s[i + e + 1] = exp2_fast(s[i + e + 1] * factor - shift);
     sum += s[i + e] + s[i + e + 1];
   }
   if constexpr (!kFirst) {
@@ -61,8 +62,8 @@ __device__ __forceinline__ void softmax_row(float (&s)[kCount / 2], int e, Rows&
 }
 
 /// kCount keys with their values and bias; `left` keys exist. `bias` may be null when all of these are
-/// attended to and the others are among the last kCheck. A warp without queries (`busy` false) only takes
-/// part in the products.
+/// attended to, the others are among the last kCheck, and factor is above 0. A warp without queries (`busy`
+/// false) only takes part in the products.
 template <int kCount, bool kFirst, int kCheck>
 __device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t v, float factor,
                                        const float* bias, int left, bool busy) {
@@ -79,13 +80,12 @@ __device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t
       }
     } else {
 #pragma unroll
-      for (int i = 0; i < kCount / 2; ++i) {
-        s[i] *= factor;
+      for (int i = 0; i < kCount / 2; ++i)
         if (i / 4 * 8 >= kCount - kCheck && column + i / 4 * 8 + i % 2 >= left) s[i] = -infinity_<float>();
-      }
     }
-    softmax_row<kFirst, kCount>(s, 0, r);
-    softmax_row<kFirst, kCount>(s, 2, r);
+    const float rest = bias != nullptr ? 1 : factor;
+    softmax_row<kFirst, kCount>(s, 0, rest, r);
+    softmax_row<kFirst, kCount>(s, 2, rest, r);
   }
   uint32_t p[kCount / 16][4];
 #pragma unroll

@@ -27,11 +27,12 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
   const int first = warp_here() / 4 * 64, row = warp_here() * 16;
   const int64_t stride_y = a.h * a.d, stride = 3 * stride_y;
   const bf16* keys = a.qkv + at.qkv + stride_y;
+  const float factor = a.scale * kLog2e;
   auto copy = [&](int key) {
     int buffer = key / kKeys % 2, left = int(a.t) - key;
     copy_tile<kKeys>(kv + 2 * buffer * kTile, keys + key * stride, stride, left);
     copy_tile<kKeys>(kv + (2 * buffer + 1) * kTile, keys + stride_y + key * stride, stride, left);
-    if (at.mask != nullptr || left < kKeys)
+    if (at.mask != nullptr || left < kKeys || !(factor > 0))
       copy_bias<kKeys>(biases + buffer * kKeys, at.mask == nullptr ? nullptr : at.mask + key, left,
                        int(threadIdx.x), kThreads);
   };
@@ -39,7 +40,6 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
   copy(0);
   copies_commit();
   const uint32_t own = operand(shared_address(q + first * kTileRow)), tile = operand(shared_address(kv));
-  const float factor = a.scale * kLog2e;
   Rows r = {{-infinity_<float>(), -infinity_<float>()}, {}, {}};
 #pragma unroll 1
   for (int key = 0; key < int(a.t); key += kKeys) {
@@ -50,7 +50,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
     __syncthreads();
     constexpr uint32_t kNext = kKeys / 16 * kStepAcross;
     const int buffer = key / kKeys % 2, left = int(a.t) - key;
-    const float* bias = at.mask != nullptr || left < kKeys ? biases + buffer * kKeys : nullptr;
+    const float* bias =
+        at.mask != nullptr || left < kKeys || !(factor > 0) ? biases + buffer * kKeys : nullptr;
     const uint32_t k = tile + buffer * (2 * kNext);
     if (first < t) attend<kKeys, false, 0>(r, own, k, k + kNext, factor, bias, left, row < t);
     __syncthreads();  // the next but one keys will be copied over these

@@ -32,7 +32,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   __shared__ uint64_t barriers[4];
   const uint32_t full = shared_address(barriers), empty = full + 16;  // 8 bytes a buffer
   const float factor = a.scale * kLog2e;
-  const bool with_bias = a.key_mask != nullptr || t <= kTokens - 16;
+  const bool with_bias = a.key_mask != nullptr || t <= kTokens - 16 || !(factor > 0);
   const bool copies = threadIdx.x == blockDim.x - kGroup;
   auto copy = [&](int64_t head, int buffer) {
     barrier_expect(full + 8 * buffer, 3 * kTile * 2);
