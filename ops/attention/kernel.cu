@@ -371,7 +371,10 @@ template <class T>
 void attention_fwd(const Attention<T>& a, void* stream) {
   if (a.b * a.t * a.h * a.d == 0) return;
   if constexpr (std::is_same_v<T, bf16>)
-    if (a.d <= kAttentionLargestMma) return attention_fwd_mma(a, stream);
+    if (a.d <= kAttentionLargestMma) {
+      if (!attention_fits_warpgroups(a)) return attention_fwd_mma(a, stream);
+      return a.t <= kAttentionShort ? attention_fwd_short(a, stream) : attention_fwd_long(a, stream);
+    }
   bool packed = a.d % kPack<T> == 0 && aligned16(a.qkv);
   for_head_of<T>(a.d, [&]<int kD>() {
     launch<kD>(attention_fwd_rows<kD, T>, "attention_fwd_rows", a, packed, 3, stream);
@@ -381,12 +384,18 @@ void attention_fwd(const Attention<T>& a, void* stream) {
 template <class T>
 void attention_bwd(const Attention<T>& a, void* stream) {
   if (a.b * a.t * a.h * a.d == 0) return;
+  bool warpgroups = false;
+  if constexpr (std::is_same_v<T, bf16>) {
+    warpgroups = attention_fits_warpgroups(a);
+    if (warpgroups && a.t <= kAttentionShort) return attention_bwd_short(a, stream);
+  }
   int64_t rows = a.b * a.t * a.h;
   attention_delta<<<grid_of_rows(div_up<int64_t>(rows, kThreads / 8)), kThreads, 0, as_stream(stream)>>>(
       a, a.d % kPack<T> == 0 && aligned16(a.y, a.gy));
   check_launch("attention_delta", stream);
   if constexpr (std::is_same_v<T, bf16>)
-    if (a.d <= kAttentionLargestMma) return attention_bwd_mma(a, stream);
+    if (a.d <= kAttentionLargestMma)
+      return warpgroups ? attention_bwd_long(a, stream) : attention_bwd_mma(a, stream);
   bool packed = a.d % kPack<T> == 0 && aligned16(a.qkv, a.gy);
   for_head_of<T>(a.d, [&]<int kD>() {
     launch<kD>(attention_bwd_kv<kD, T>, "attention_bwd_kv", a, packed, 4, stream);

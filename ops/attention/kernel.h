@@ -36,4 +36,14 @@ inline constexpr int64_t kAttentionLargestMma = 128;
 void attention_fwd_mma(const Attention<bf16>& a, void* stream);
 void attention_bwd_mma(const Attention<bf16>& a, void* stream);
 
+/// The same for d = 64 by warpgroups of a Hopper GPU: short for rows of at most kAttentionShort tokens
+/// (backward needs no `delta`), long for any. `fits`: this GPU, build, d and addresses (multiples of 16)
+/// allow it.
+inline constexpr int64_t kAttentionShort = 208;
+bool attention_fits_warpgroups(const Attention<bf16>& a);
+void attention_fwd_short(const Attention<bf16>& a, void* stream);
+void attention_bwd_short(const Attention<bf16>& a, void* stream);
+void attention_fwd_long(const Attention<bf16>& a, void* stream);
+void attention_bwd_long(const Attention<bf16>& a, void* stream);
+
 }  // namespace occam::kernels

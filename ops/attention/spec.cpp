@@ -99,20 +99,33 @@ OP_SPEC(attention) {
   add("2x5x2x3", qkv(2, 5, 2, 3), absent(), 0.4).small().same_as(plain(0.4));
   add("2x6x2x4-masked", qkv(2, 6, 2, 4), random_mask(2, 6)).small();
   add("2x17x3x8", qkv(2, 17, 3, 8)).small().same_as(plain(1 / std::sqrt(8.0)));
-  // Every kernel (32, 64, 128 and the general one), lengths below, at and just past its tiles.
+  // Every kernel (32, 64, 128 and the general one), lengths below, at and just past its tiles. d = 64 has its
+  // own on Hopper: rows of at most 64, 80, 144 and 208 tokens, and longer ones; blocks for parts of a head
+  // when there are few, and several heads for a block when there are many.
   add("1x33x2x32", qkv(1, 33, 2, 32)).small().same_as(plain(1 / std::sqrt(32.0)));
   add("2x65x1x64-masked", qkv(2, 65, 1, 64), random_mask(2, 65)).small();
   add("1x64x1x64", qkv(1, 64, 1, 64));
   add("3x50x1x64", qkv(3, 50, 1, 64));
   add("2x129x1x128", qkv(2, 129, 1, 128), random_mask(2, 129));
   add("1x128x1x32", qkv(1, 128, 1, 32));
+  add("1x80x3x64-masked", qkv(1, 80, 3, 64), random_mask(1, 80));
+  add("1x81x1x64", qkv(1, 81, 1, 64));
+  add("2x130x2x64-masked", qkv(2, 130, 2, 64), random_mask(2, 130));
+  add("1x145x1x64", qkv(1, 145, 1, 64));
+  add("40x145x1x64", qkv(40, 145, 1, 64));
   add("1x197x2x64", qkv(1, 197, 2, 64));
+  add("2x197x1x64-masked", qkv(2, 197, 1, 64), random_mask(2, 197));
+  add("1x208x1x64", qkv(1, 208, 1, 64));
+  add("1x209x1x64", qkv(1, 209, 1, 64));
+  add("2x300x1x64-masked", qkv(2, 300, 1, 64), random_mask(2, 300));
+  add("300x3x2x64", qkv(300, 3, 2, 64));
   add("1x70x2x20", qkv(1, 70, 2, 20));
   add("1x66x1x80", qkv(1, 66, 1, 80));
   add("2x130x1x7-masked", qkv(2, 130, 1, 7), random_mask(2, 130));
   add("1x401x1x16", qkv(1, 401, 1, 16));
   // Scores reach 50: rows with nearly all their weight on one key.
   add("1x40x2x32-outliers", outliers({1, 40, 3, 2, 32}, 4)).conditioned(64).cancelling_terms(4, 64);
+  add("1x150x1x64-outliers", outliers({1, 150, 3, 1, 64}, 4)).conditioned(64).cancelling_terms(4, 64);
   add("no-images", qkv(0, 5, 2, 8));
   add("no-tokens", qkv(2, 0, 2, 8));
   spec.bad(
