@@ -104,21 +104,28 @@ OCCAM_HD inline int32_t resampled_level(const RenderArgs& a, const ImagePlan& p,
   return filtered_byte(sum);
 }
 
-/// Channel c of pixel (x, y), normalised, before erasing and mixing.
-template <bool kResample>
-OCCAM_HD inline float image_value(const RenderArgs& a, const float* levels, const ImagePlan& p, int32_t c,
-                                  int32_t x, int32_t y) {
+/// Pixels x ... x + V - 1 of row y, normalised, before erasing and mixing.
+template <bool kResample, int C, int V>
+OCCAM_HD inline void read_run(const RenderArgs& a, const float* levels, const ImagePlan& p, int32_t x,
+                              int32_t y, float (&values)[C][V]) {
   const uint8_t* source = p.fresh >= 0 ? a.fresh + p.fresh * a.row_bytes : a.store + p.index * a.row_bytes;
-  if (p.flip) x = a.size - 1 - x;
-  int32_t channel = a.source_channels == 3 ? c : 0, level = 0;
-  if constexpr (kResample) {
-    level = resampled_level(a, p, source, channel, x, y);
-  } else {
-    int32_t sx = p.x + x, sy = p.y + y;
-    if (sx >= 0 && sx < a.source_width && sy >= 0 && sy < a.source_height)
-      level = source[(int64_t(sy) * a.source_width + sx) * a.source_channels + channel];
+  int32_t sy = p.y + y;
+  bool inside = sy >= 0 && sy < a.size;
+  // Without resampling the source is size x size, and the limit of sizes keeps that below 2^31 bytes.
+  if (!kResample && inside) source += sy * a.size * a.source_channels;
+  OCCAM_UNROLL
+  for (int k = 0; k < V; ++k) {
+    int32_t from = p.flip ? a.size - 1 - x - k : x + k, sx = p.x + from;
+    OCCAM_UNROLL
+    for (int c = 0; c < C; ++c) {
+      int32_t channel = a.source_channels == 3 ? c : 0, level = 0;
+      if constexpr (kResample)
+        level = resampled_level(a, p, source, channel, from, y);
+      else if (inside && sx >= 0 && sx < a.size)
+        level = source[sx * a.source_channels + channel];
+      values[c][k] = levels[c * 256 + level];
+    }
   }
-  return levels[c * 256 + level];
 }
 
 /// Noise where the run is erased. One copy of the code serves all its values, which stay in registers.
@@ -159,15 +166,9 @@ OCCAM_HD inline void render_run(const RenderArgs& a, const float* levels, int64_
   int64_t j = a.count - 1 - i, plane = int64_t(a.size) * a.size;
   const ImagePlan &p = a.images[i], &q = a.images[j];
   float u[C][V], v[C][V];
-  OCCAM_UNROLL
-  for (int k = 0; k < V; ++k) {
-    OCCAM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      u[c][k] = image_value<kResample>(a, levels, p, c, x + k, y);
-      v[c][k] = image_value<kResample>(a, levels, q, c, x + k, y);
-    }
-  }
+  read_run<kResample>(a, levels, p, x, y, u);
   erase_run(a, p, x, y, u);
+  read_run<kResample>(a, levels, q, x, y, v);
   erase_run(a, q, x, y, v);
   OCCAM_UNROLL
   for (int c = 0; c < C; ++c) {
