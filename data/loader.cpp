@@ -236,6 +236,7 @@ struct Loader::Impl {
     int64_t next = first_job + int64_t(jobs.size());
     if (next >= end_job || int64_t(jobs.size()) >= options.prefetch) return nullptr;
     jobs.push_back(make_job(next));
+    if (jobs.back()->chunk < jobs.back()->rows) work.notify_all();  // there is something for others too
     return jobs.back().get();
   }
 
@@ -309,7 +310,7 @@ struct Loader::Impl {
       std::unique_ptr<Job> job = std::move(jobs.front());
       jobs.pop_front();
       ++first_job;
-      work.notify_all();
+      work.notify_one();  // one more job may be made
       ++state.batch;
       skipped.insert(job->skipped.begin(), job->skipped.end());
       if (job->batch.size() > 0) return job;

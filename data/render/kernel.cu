@@ -18,14 +18,12 @@ __global__ void __launch_bounds__(kThreads, kResample ? 2 : 4) render_pairs(Rend
   __shared__ float levels[C * 256];
   for (int i = int(threadIdx.x); i < C * 256; i += kThreads) levels[i] = a.levels[i];
   __syncthreads();
-  const int32_t runs_per_row = (a.size + V - 1) / V;
-  const int64_t runs = int64_t(runs_per_row) * a.size;
+  // Transform's limit of sizes keeps a plane within 2^28 pixels.
+  const uint32_t runs_per_row = uint32_t(a.size + V - 1) / V, runs = runs_per_row * uint32_t(a.size);
   for (int64_t i = blockIdx.x; i < (a.count + 1) / 2; i += gridDim.x) {
-    for (int64_t run = int64_t(blockIdx.y) * kThreads + threadIdx.x; run < runs;
-         run += int64_t(gridDim.y) * kThreads) {
-      auto y = int32_t(uint32_t(run) / uint32_t(runs_per_row));
-      auto x = int32_t(uint32_t(run) - uint32_t(y) * uint32_t(runs_per_row)) * V;
-      render_run<C, V, kResample>(a, levels, i, x, y, images);
+    for (uint32_t run = blockIdx.y * kThreads + threadIdx.x; run < runs; run += gridDim.y * kThreads) {
+      const uint32_t y = run / runs_per_row, x = (run - y * runs_per_row) * V;
+      render_run<C, V, kResample>(a, levels, i, int32_t(x), int32_t(y), images);
     }
     if (blockIdx.y != 0) continue;
     const int64_t j = a.count - 1 - i;

@@ -62,19 +62,11 @@ OCCAM_HD inline void normal_pair(uint32_t a, uint32_t b, float& first, float& se
   second = radius * sinf(angle);
 }
 
-/// Noise of an erased pixel: each row of each channel has a key from the image's stream.
-OCCAM_HD inline float erased_value(const RenderArgs& a, const ImagePlan& p, int32_t c, int32_t x, int32_t y) {
+/// Key of an erased row of a channel: the row's turn in the image's stream.
+OCCAM_HD inline uint64_t erased_key(const RenderArgs& a, const ImagePlan& p, int32_t c, int32_t y) {
   uint64_t at = p.noise_at + 2 * (uint64_t(c) * uint64_t(p.erase_height) + uint64_t(y - p.erase_y));
   Philox4 words = philox4x32(a.noise_key, at >> 2, uint64_t(p.index));
-  uint64_t key = (at & 2) ? uint64_t(words.v[2]) << 32 | words.v[3] : uint64_t(words.v[0]) << 32 | words.v[1];
-  auto i = uint32_t(x - p.erase_x);
-  Philox4 bits = philox4x32(key, i & ~3u, 0);
-  float first, second;
-  if (i & 2)
-    normal_pair(bits.v[2], bits.v[3], first, second);
-  else
-    normal_pair(bits.v[0], bits.v[1], first, second);
-  return (i & 1) ? second : first;
+  return (at & 2) ? uint64_t(words.v[2]) << 32 | words.v[3] : uint64_t(words.v[0]) << 32 | words.v[1];
 }
 
 OCCAM_HD inline int32_t filtered_byte(int32_t sum) {
@@ -82,10 +74,10 @@ OCCAM_HD inline int32_t filtered_byte(int32_t sum) {
   return sum < 0 ? 0 : sum > 255 ? 255 : sum;
 }
 
-/// Channel c of pixel (x, y) of the cut resampled to size x size: resize() in both directions, with 8 bits
-/// between them.
-OCCAM_HD inline int32_t resampled_level(const RenderArgs& a, const ImagePlan& p, const uint8_t* source,
-                                        int32_t c, int32_t x, int32_t y) {
+/// Pixel (x, y) of the cut resampled to size x size: resize() in both directions, with 8 bits between them.
+template <int C>
+OCCAM_HD inline void resample_pixel(const RenderArgs& a, const ImagePlan& p, const uint8_t* source, int32_t x,
+                                    int32_t y, int32_t (&level)[C]) {
   constexpr int32_t kHalf = 1 << (kFilterBits - 1);
   int64_t column = int64_t(p.width - 1) * a.size + x, row = int64_t(p.height - 1) * a.size + y;
   // The inner direction is the one that is resampled first.
@@ -94,14 +86,21 @@ OCCAM_HD inline int32_t resampled_level(const RenderArgs& a, const ImagePlan& p,
   int32_t inner_count = a.tap_count[inner], outer_count = a.tap_count[outer];
   int64_t across = a.source_channels, down = across * a.source_width;
   int64_t inner_step = p.rows_first ? down : across, outer_step = p.rows_first ? across : down;
-  const uint8_t* from = source + (p.y + a.tap_first[row]) * down + (p.x + a.tap_first[column]) * across + c;
-  int32_t sum = kHalf;
+  int32_t next_channel = a.source_channels == 3;
+  source += (p.y + a.tap_first[row]) * down + (p.x + a.tap_first[column]) * across;
+  for (int c = 0; c < C; ++c) level[c] = kHalf;
   for (int32_t j = 0; j < outer_count; ++j) {
-    int32_t part = kHalf;
-    for (int32_t k = 0; k < inner_count; ++k) part += from[j * outer_step + k * inner_step] * inner_value[k];
-    sum += filtered_byte(part) * outer_value[j];
+    int32_t part[C];
+    for (int c = 0; c < C; ++c) part[c] = kHalf;
+    const uint8_t* from = source + j * outer_step;
+    for (int32_t k = 0; k < inner_count; ++k, from += inner_step) {
+      int32_t weight = inner_value[k];
+      OCCAM_UNROLL
+      for (int c = 0; c < C; ++c) part[c] += from[c * next_channel] * weight;
+    }
+    for (int c = 0; c < C; ++c) level[c] += filtered_byte(part[c]) * outer_value[j];
   }
-  return filtered_byte(sum);
+  for (int c = 0; c < C; ++c) level[c] = filtered_byte(level[c]);
 }
 
 /// Pixels x ... x + V - 1 of row y, normalised, before erasing and mixing.
@@ -116,32 +115,46 @@ OCCAM_HD inline void read_run(const RenderArgs& a, const float* levels, const Im
   OCCAM_UNROLL
   for (int k = 0; k < V; ++k) {
     int32_t from = p.flip ? a.size - 1 - x - k : x + k, sx = p.x + from;
-    OCCAM_UNROLL
-    for (int c = 0; c < C; ++c) {
-      int32_t channel = a.source_channels == 3 ? c : 0, level = 0;
-      if constexpr (kResample)
-        level = resampled_level(a, p, source, channel, from, y);
-      else if (inside && sx >= 0 && sx < a.size)
-        level = source[sx * a.source_channels + channel];
-      values[c][k] = levels[c * 256 + level];
+    int32_t level[C] = {};
+    if constexpr (kResample) {
+      resample_pixel(a, p, source, from, y, level);
+    } else if (inside && sx >= 0 && sx < a.size) {
+      OCCAM_UNROLL
+      for (int c = 0; c < C; ++c)
+        level[c] = source[sx * a.source_channels + (a.source_channels == 3 ? c : 0)];
     }
+    OCCAM_UNROLL
+    for (int c = 0; c < C; ++c) values[c][k] = levels[c * 256 + level[c]];
   }
 }
 
-/// Noise where the run is erased. One copy of the code serves all its values, which stay in registers.
+/// Noise where the run is erased. A block of random bits gives 4 values, and a run meets at most two blocks.
 template <int C, int V>
 OCCAM_HD inline void erase_run(const RenderArgs& a, const ImagePlan& p, int32_t x, int32_t y,
                                float (&values)[C][V]) {
+  constexpr int kBlocks = V == 1 ? 1 : 2;
+  static_assert(V <= 4);
   if (y < p.erase_y || y >= p.erase_y + p.erase_height) return;
   if (x + V <= p.erase_x || x >= p.erase_x + p.erase_width) return;
+  const int32_t first = x - p.erase_x, shift = first & 3, width = p.erase_width;
+  // One copy of the code serves all of it; the values stay in registers.
   OCCAM_NO_UNROLL
-  for (int n = 0; n < C * V; ++n) {
-    int32_t at = x + n % V;
-    if (at < p.erase_x || at >= p.erase_x + p.erase_width) continue;
-    float noise = erased_value(a, p, n / V, at, y);
+  for (int turn = 0; turn < C * kBlocks; ++turn) {
+    const int channel = turn / kBlocks, start = shift - 4 * (turn % kBlocks);
+    Philox4 bits = philox4x32(erased_key(a, p, channel, y), uint32_t(first - start), 0);
+    float noise[4];
+    normal_pair(bits.v[0], bits.v[1], noise[0], noise[1]);
+    normal_pair(bits.v[2], bits.v[3], noise[2], noise[3]);
     OCCAM_UNROLL
-    for (int m = 0; m < C * V; ++m)
-      if (m == n) values[m / V][m % V] = noise;
+    for (int k = 0; k < V; ++k) {
+      const int32_t lane = start + k, column = first + k;
+      if (lane < 0 || lane > 3 || column < 0 || column >= width) continue;
+      const float value =
+          (lane & 2) ? ((lane & 1) ? noise[3] : noise[2]) : ((lane & 1) ? noise[1] : noise[0]);
+      OCCAM_UNROLL
+      for (int c = 0; c < C; ++c)
+        if (c == channel) values[c][k] = value;
+    }
   }
 }
 

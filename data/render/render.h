@@ -69,12 +69,13 @@ class Renderer {
   PlannedBatch upload(PlannedBatch batch) const;
   /// Makes the batch, on the current stream of the device, and puts its fresh pixels into the store.
   void render(const PlannedBatch& batch, const std::vector<int64_t>& indices, RenderedBatch& out) const;
+  /// What render() hands to the loop or the kernel; `out` holds fitting tensors.
+  kernels::RenderArgs arguments(const PlannedBatch& batch, const RenderedBatch& out) const;
 
  private:
   std::string refusal() const;
   void open_store();
   void make_filter_table();
-  kernels::RenderArgs arguments(const PlannedBatch& batch, const RenderedBatch& out) const;
 
   DatasetPtr data_;
   Transform transform_;
