@@ -23,6 +23,8 @@ class Rng {
   double normal();               // standard normal, Box-Muller on 53-bit uniforms
   int64_t below(int64_t bound);  // [0, bound), unbiased; bound >= 1
   bool bernoulli(double p) { return uniform(0.0, 1.0) < p; }
+  /// How many 32-bit numbers were drawn: number n is lane n % 4 of philox4x32(key, n / 4, step).
+  uint64_t position() const { return index_; }
 
  private:
   uint64_t key_, step_, index_ = 0;

@@ -231,6 +231,9 @@ std::unique_ptr<Loader> make_loader(const DataConfig& config, DatasetPtr data, L
                                     bool train) {
   options.workers = config.workers;
   options.skip_errors = config.on_error == "skip";
+  options.resident = config.resident == "true"    ? Resident::always
+                     : config.resident == "false" ? Resident::never
+                                                  : Resident::automatic;
   options.shuffle = train;
   options.mix = {};
   if (train)

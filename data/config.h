@@ -56,6 +56,7 @@ struct DataConfig {
   std::string order = "stratified";
   uint64_t seed = 0;
   std::string on_error = "stop";
+  std::string resident = "auto";
   int workers = -1;
   std::string decoder = "auto";
   int64_t max_pixels = 178'956'970;
@@ -88,6 +89,10 @@ struct DataConfig {
       Choices{"stratified", "sequential"});
     v("seed", seed, "of holdout, limit and synthetic images", Range::at_least(0));
     v("on_error", on_error, "at an unreadable image: stop, or skip and count it", Choices{"stop", "skip"});
+    v("resident", resident,
+      "decoded 8-bit images stay on the device and are augmented there: auto is on a GPU, when they take at "
+      "most a quarter of its free memory",
+      Choices{"auto", "true", "false"});
     v("workers", workers, "threads that prepare batches; 0 = none, -1 = by the machine", Range{-1, 256});
     v("decoder", decoder, "for JPEG: auto is libjpeg-turbo where built in, else stb_image",
       Choices{"auto", "stb", "libjpeg"});

@@ -22,6 +22,7 @@ class Subset : public Dataset {
   int64_t label(int64_t index) const override { return base_->label(at(index)); }
   Sample get(int64_t index) const override { return base_->get(at(index)); }
   std::string path(int64_t index) const override { return base_->path(at(index)); }
+  Rect common_size() const override { return base_->common_size(); }
 
  private:
   int64_t at(int64_t index) const {

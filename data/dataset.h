@@ -14,6 +14,9 @@ struct Sample {
   int64_t label = 0;  // [0, classes)
 };
 
+class PixelStores;  // data/render/store.h
+std::shared_ptr<PixelStores> make_pixel_stores();
+
 /// Images in a fixed order. Every function is const and safe to call from several threads.
 class Dataset {
  public:
@@ -31,6 +34,14 @@ class Dataset {
   virtual Sample get(int64_t index) const = 0;
   /// The image's file, or file and position ("train-images-idx3-ubyte.gz[17]"), for messages.
   virtual std::string path(int64_t index) const = 0;
+  /// Width and height that every picture is known to have, as a Rect at the origin; empty when they may
+  /// differ.
+  virtual Rect common_size() const { return {}; }
+  /// What loaders keep of this set for as long as it lives.
+  PixelStores& stores() const { return *stores_; }
+
+ private:
+  std::shared_ptr<PixelStores> stores_ = make_pixel_stores();
 };
 
 using DatasetPtr = std::shared_ptr<const Dataset>;

@@ -10,12 +10,13 @@
 #include "core/tensor.h"
 #include "data/dataset.h"
 #include "data/mix/mix.h"
+#include "data/render/render.h"
 #include "data/transforms/transform.h"
 
 namespace occam {
 
 struct Batch {
-  Tensor images;                 // f32 [b, c, size, size]
+  Tensor images;                 // LoaderOptions::dtype [b, c, size, size]
   Tensor labels;                 // i64 [b]
   Tensor targets;                // f32 [b, classes], mixed; undefined when LoaderOptions::mix is off
   std::vector<int64_t> indices;  // of the images in the data set
@@ -40,13 +41,18 @@ struct LoaderOptions {
   MixOptions mix;
   int64_t classes = 0;  // width of `targets`; 0 = the data set's
   Device device = kCPU;
+  DType dtype = DType::f32;  // of the images; bf16 rounds what f32 would hold
+  Resident resident = Resident::automatic;
   bool skip_errors = false;  // leave out images that cannot be read, instead of stopping
   LoaderState start;
 };
 
-/// Order, augmentation and mixing are functions of (seed, epoch, place), never of the threads. For a CUDA
-/// device the next batch is copied on the copy stream while the current one is computed on; next() waits for
-/// the copy, so the host runs at most one step ahead of the device.
+/// Order, augmentation and mixing are functions of (seed, epoch, place), never of the threads or of where
+/// pixels are kept.
+///
+/// For a CUDA device workers prepare 8-bit pixels, or none where the device has them, and the draws of each
+/// image; these are copied ahead on the copy stream, and a kernel on the current stream makes the batch. The
+/// host never waits for a copy; it gets at most kStepsAhead steps ahead of the device.
 class Loader {
  public:
   /// Throws Error{usage} on options that do not fit.
@@ -58,11 +64,18 @@ class Loader {
   /// The next batch; nothing once at the end of each epoch, and from then on after the last. An error met
   /// while making a batch is thrown here when its turn comes, and again at the next call. With skip_errors a
   /// batch may be smaller, and one without a readable image is passed over.
-  std::optional<Batch> next();
+  ///
+  /// With a CUDA device the tensors of `into` are written in place when shape, dtype and device fit, in the
+  /// order of the current stream: a captured step finds its batch where it was.
+  std::optional<Batch> next(const Batch* into = nullptr);
   LoaderState state() const;
   int64_t batches_per_epoch() const;
+  /// Whether pixels stay on the device, or why not.
+  Residence residence() const;
   /// Unreadable images left out so far, by index, with the reason.
   const std::map<int64_t, std::string>& skipped() const;
+
+  static constexpr int kStepsAhead = 3;
 
  private:
   struct Impl;

@@ -141,6 +141,14 @@ CachingAllocator& pinned_cache() {
 Allocator& caching_allocator(int device) { return device_cache(device); }
 Allocator& pinned_allocator() { return pinned_cache(); }
 
+int64_t free_bytes(int device) {
+  DeviceGuard guard(device);
+  size_t free = 0;
+  size_t total = 0;
+  OCCAM_CUDA_CHECK(cudaMemGetInfo(&free, &total));
+  return int64_t(free);
+}
+
 void record_use(const void* pointer, void* stream) {
   for (CachingAllocator* cache : device_caches())
     if (cache->record_use(pointer, stream)) return;

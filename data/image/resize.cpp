@@ -13,8 +13,6 @@ namespace occam {
 
 namespace {
 
-constexpr int kFractionBits = 22;  // weights of sum 1 over 8-bit values leave two bits for overshoot and sign
-
 double filter_radius(Filter filter) { return filter == Filter::bicubic ? 2.0 : 1.0; }
 
 double filter_value(Filter filter, double x) {
@@ -26,53 +24,14 @@ double filter_value(Filter filter, double x) {
   return 0;
 }
 
-/// For each wanted output position: the first source position and the weights of `taps` consecutive ones
-/// (zeros at the end where fewer are needed).
-struct Weights {
-  int64_t taps = 0;
-  std::vector<int64_t> first, count;
-  std::vector<int32_t> value;  // [position, taps]
-};
-
-Weights make_weights(int64_t in, int64_t out, int64_t from, int64_t positions, Filter filter) {
-  double scale = double(in) / double(out), widened = std::max(scale, 1.0);
-  double radius = filter_radius(filter) * widened;
-  Weights w;
-  w.taps = std::min(int64_t(std::ceil(radius)) * 2 + 1, in);
-  w.first.resize(size_t(positions));
-  w.count.resize(size_t(positions));
-  w.value.assign(size_t(positions * w.taps), 0);
-  std::vector<double> raw(static_cast<size_t>(w.taps));
-  for (int64_t i = 0; i < positions; ++i) {
-    double centre = (double(from + i) + 0.5) * scale;
-    // Truncation toward zero, as Pillow rounds them; both bounds are then inside the source.
-    int64_t first = std::max<int64_t>(int64_t(centre - radius + 0.5), 0);
-    int64_t last = std::min(int64_t(centre + radius + 0.5), in);
-    int64_t count = std::min(last - first, w.taps);
-    double sum = 0;
-    for (int64_t k = 0; k < count; ++k) {
-      raw[size_t(k)] = filter_value(filter, (double(k + first) - centre + 0.5) / widened);
-      sum += raw[size_t(k)];
-    }
-    for (int64_t k = 0; k < count; ++k) {
-      double share = sum != 0 ? raw[size_t(k)] / sum : raw[size_t(k)];
-      double fixed = share * double(1 << kFractionBits);
-      w.value[size_t(i * w.taps + k)] = int32_t(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
-    }
-    w.first[size_t(i)] = first;
-    w.count[size_t(i)] = count;
-  }
-  return w;
-}
-
-uint8_t to_byte(int32_t sum) { return uint8_t(std::clamp(sum >> kFractionBits, 0, 255)); }
-constexpr int32_t kHalf = 1 << (kFractionBits - 1);
+uint8_t to_byte(int32_t sum) { return uint8_t(std::clamp(sum >> kFilterBits, 0, 255)); }
+constexpr int32_t kHalf = 1 << (kFilterBits - 1);
 
 using Int4 = int32_t __attribute__((vector_size(16)));
 
 /// One row of 3-channel pixels, widened to 32 bits. Reads one number past the last pixel.
 OCCAM_VECTORIZED void resize_row_colour(const int32_t* in, uint8_t* out, int64_t positions,
-                                        const Weights& w) {
+                                        const FilterWeights& w) {
   for (int64_t i = 0; i < positions; ++i) {
     const int32_t* source = in + w.first[size_t(i)] * 3;
     const int32_t* weight = w.value.data() + i * w.taps;
@@ -86,7 +45,8 @@ OCCAM_VECTORIZED void resize_row_colour(const int32_t* in, uint8_t* out, int64_t
   }
 }
 
-OCCAM_VECTORIZED void resize_row_grey(const uint8_t* in, uint8_t* out, int64_t positions, const Weights& w) {
+OCCAM_VECTORIZED void resize_row_grey(const uint8_t* in, uint8_t* out, int64_t positions,
+                                      const FilterWeights& w) {
   for (int64_t i = 0; i < positions; ++i) {
     const uint8_t* source = in + w.first[size_t(i)];
     const int32_t* weight = w.value.data() + i * w.taps;
@@ -105,7 +65,7 @@ OCCAM_VECTORIZED void store_row(const int32_t* sum, uint8_t* out, int64_t n) {
 }
 
 /// Resamples rows [y0, y0 + rows) of `in` along x.
-Image across(const Image& in, int64_t y0, int64_t rows, const Weights& w) {
+Image across(const Image& in, int64_t y0, int64_t rows, const FilterWeights& w) {
   auto positions = int64_t(w.first.size());
   Image out(positions, rows, in.channels());
   std::vector<int32_t> wide(size_t(in.width() * in.channels() + 1));
@@ -121,7 +81,7 @@ Image across(const Image& in, int64_t y0, int64_t rows, const Weights& w) {
 }
 
 /// Resamples columns [x0, x0 + columns) of `in` along y.
-Image down(const Image& in, int64_t x0, int64_t columns, const Weights& w) {
+Image down(const Image& in, int64_t x0, int64_t columns, const FilterWeights& w) {
   auto positions = int64_t(w.first.size());
   int64_t c = in.channels(), n = columns * c;
   Image out(columns, positions, c);
@@ -136,13 +96,48 @@ Image down(const Image& in, int64_t x0, int64_t columns, const Weights& w) {
 }
 
 /// Source positions that `w` reads, as a start and a length; `w` is then counted from that start.
-std::pair<int64_t, int64_t> narrow(Weights& w) {
+std::pair<int64_t, int64_t> narrow(FilterWeights& w) {
   int64_t start = w.first.front(), length = w.first.back() + w.count.back() - start;
   for (int64_t& first : w.first) first -= start;
   return {start, length};
 }
 
 }  // namespace
+
+FilterWeights filter_weights(int64_t in, int64_t out, int64_t from, int64_t positions, Filter filter) {
+  double scale = double(in) / double(out), widened = std::max(scale, 1.0);
+  double radius = filter_radius(filter) * widened;
+  FilterWeights w;
+  w.taps = std::min(int64_t(std::ceil(radius)) * 2 + 1, in);
+  w.first.resize(size_t(positions));
+  w.count.resize(size_t(positions));
+  w.value.assign(size_t(positions * w.taps), 0);
+  std::vector<double> raw(static_cast<size_t>(w.taps));
+  for (int64_t i = 0; i < positions; ++i) {
+    double centre = (double(from + i) + 0.5) * scale;
+    // Truncation toward zero, as Pillow rounds them; both bounds are then inside the source.
+    int64_t first = std::max<int64_t>(int64_t(centre - radius + 0.5), 0);
+    int64_t last = std::min(int64_t(centre + radius + 0.5), in);
+    int64_t count = std::min(last - first, w.taps);
+    double sum = 0;
+    for (int64_t k = 0; k < count; ++k) {
+      raw[size_t(k)] = filter_value(filter, (double(k + first) - centre + 0.5) / widened);
+      sum += raw[size_t(k)];
+    }
+    for (int64_t k = 0; k < count; ++k) {
+      double share = sum != 0 ? raw[size_t(k)] / sum : raw[size_t(k)];
+      double fixed = share * double(1 << kFilterBits);
+      w.value[size_t(i * w.taps + k)] = int32_t(fixed < 0 ? fixed - 0.5 : fixed + 0.5);
+    }
+    w.first[size_t(i)] = first;
+    w.count[size_t(i)] = count;
+  }
+  return w;
+}
+
+bool resizes_rows_first(int64_t width, int64_t height, int64_t to_width, int64_t to_height) {
+  return to_height < height && height - to_height > 2 * (width - to_width);
+}
 
 Image resize(const Image& image, int64_t width, int64_t height, Filter filter, Rect window) {
   OCCAM_CHECK(!image.empty(), ErrorKind::input, "resize: the image is empty");
@@ -155,13 +150,13 @@ Image resize(const Image& image, int64_t width, int64_t height, Filter filter, R
               window.width, window.height, window.x, window.y, width, height);
   bool same_width = width == image.width(), same_height = height == image.height();
   if (same_width && same_height) return crop(image, window);
-  Weights columns = make_weights(image.width(), width, window.x, window.width, filter);
-  Weights rows = make_weights(image.height(), height, window.y, window.height, filter);
+  FilterWeights columns = filter_weights(image.width(), width, window.x, window.width, filter);
+  FilterWeights rows = filter_weights(image.height(), height, window.y, window.height, filter);
   // A direction that keeps its size is left alone.
   if (same_width) return down(image, window.x, window.width, rows);
   if (same_height) return across(image, window.y, window.height, columns);
 
-  if (height < image.height() && image.height() - height > 2 * (image.width() - width)) {
+  if (resizes_rows_first(image.width(), image.height(), width, height)) {
     auto [start, length] = narrow(columns);
     return across(down(image, start, length, rows), 0, window.height, columns);
   }

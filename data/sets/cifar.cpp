@@ -51,6 +51,7 @@ class CifarSet : public Dataset {
   int64_t size() const override { return size_; }
   const std::vector<std::string>& class_names() const override { return names_; }
   int64_t channels() const override { return 3; }
+  Rect common_size() const override { return {0, 0, kSide, kSide}; }
   int64_t label(int64_t index) const override {
     const Part& part = locate(index);
     return record(part, index)[layout_.label_bytes - 1];

@@ -98,6 +98,7 @@ class IdxSet : public Dataset {
   int64_t size() const override { return images_.sizes[0]; }
   const std::vector<std::string>& class_names() const override { return names_; }
   int64_t channels() const override { return 1; }
+  Rect common_size() const override { return {0, 0, images_.sizes[2], images_.sizes[1]}; }
   int64_t label(int64_t index) const override { return labels_.bytes.at(size_t(index)); }
   Sample get(int64_t index) const override {
     OCCAM_ASSERT(index >= 0 && index < size());

@@ -24,6 +24,7 @@ class SyntheticSet : public Dataset {
   int64_t size() const override { return options_.images; }
   const std::vector<std::string>& class_names() const override { return names_; }
   int64_t channels() const override { return options_.channels; }
+  Rect common_size() const override { return {0, 0, options_.size, options_.size}; }
   int64_t label(int64_t index) const override { return index % options_.classes; }
   Sample get(int64_t index) const override;
   std::string path(int64_t index) const override {

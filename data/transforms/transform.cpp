@@ -2,9 +2,9 @@
 
 #include <algorithm>
 #include <cmath>
-#include <numbers>
 
 #include "core/check.h"
+#include "data/render/pixels.h"
 
 namespace occam {
 
@@ -15,23 +15,8 @@ int64_t centre_offset(int64_t length, int64_t side) {
   return int64_t(std::nearbyint(double(length - side) / 2));  // ties to even, as Python's round
 }
 
-/// Standard normal numbers by Box and Muller, four from each block of random bits.
-void fill_normal(float* out, int64_t count, uint64_t key) {
-  for (int64_t i = 0; i < count; i += 4) {
-    Philox4 bits = philox4x32(key, uint64_t(i), 0);
-    float block[4];
-    for (int pair = 0; pair < 4; pair += 2) {
-      float u = uniform_from_bits(bits.v[pair]) + 0x1p-25f;  // in (0, 1)
-      float radius = std::sqrt(-2 * std::log(u));
-      float angle = 2 * std::numbers::pi_v<float> * uniform_from_bits(bits.v[pair + 1]);
-      block[pair] = radius * std::cos(angle);
-      block[pair + 1] = radius * std::sin(angle);
-    }
-    std::copy_n(block, std::min<int64_t>(count - i, 4), out + i);
-  }
-}
-
-void erase_rectangle(float* out, int64_t channels, int64_t side, Rng& rng) {
+/// A rectangle of 2 % to 1/3 of the area; empty when ten attempts do not fit.
+Rect draw_erase(int64_t side, Rng& rng) {
   auto area = double(side * side);
   for (int attempt = 0; attempt < 10; ++attempt) {
     double target = rng.uniform(0.02, 1.0 / 3) * area;
@@ -40,10 +25,19 @@ void erase_rectangle(float* out, int64_t channels, int64_t side, Rng& rng) {
     auto w = int64_t(std::nearbyint(std::sqrt(target / aspect)));
     if (h >= side || w >= side) continue;
     int64_t top = rng.below(side - h + 1), left = rng.below(side - w + 1);
-    for (int64_t c = 0; c < channels; ++c)
-      for (int64_t y = top; y < top + h; ++y)
-        fill_normal(out + (c * side + y) * side + left, w, rng.next_u64());
-    return;
+    return {left, top, w, h};
+  }
+  return {};
+}
+
+/// Standard normal numbers, four from each block of random bits.
+void fill_normal(float* out, int64_t count, uint64_t key) {
+  for (int64_t i = 0; i < count; i += 4) {
+    Philox4 bits = philox4x32(key, uint64_t(i), 0);
+    float block[4];
+    kernels::normal_pair(bits.v[0], bits.v[1], block[0], block[1]);
+    kernels::normal_pair(bits.v[2], bits.v[3], block[2], block[3]);
+    std::copy_n(block, std::min<int64_t>(count - i, 4), out + i);
   }
 }
 
@@ -110,38 +104,62 @@ Image Transform::evaluation_pixels(const Image& image) const {
   return resize(image, full.width, full.height, *options_.filter, centre_rect(full.width, full.height, side));
 }
 
-Image Transform::training_pixels(const Image& image, Rng& rng) const {
-  const Augment& a = options_.augment;
-  int64_t side = options_.size;
-  if (a.crop == CropMode::centre) return evaluation_pixels(image);
-  if (a.crop == CropMode::pad) {
-    int64_t x = rng.below(2 * a.padding + 1) - a.padding, y = rng.below(2 * a.padding + 1) - a.padding;
-    return crop(evaluation_pixels(image), {x, y, side, side});
-  }
-  Rect part = random_resized_rect(image.width(), image.height(), a.scale_min, a.scale_max, rng);
-  return resize(crop(image, part), side, side, options_.filter.value_or(Filter::bicubic));
-}
-
-Image Transform::pixels(const Image& image, Rng& rng) const {
+Image Transform::base(const Image& image) const {
   // Luma first: filtering rounds, so the order matters. Copies of one channel are made last: that is the
   // same.
   bool to_grey = options_.channels == 1 && image.channels() == 3;
-  Image out = training_pixels(to_grey ? with_channels(image, 1) : image, rng);
-  if (options_.augment.flip > 0 && rng.bernoulli(options_.augment.flip)) flip_horizontal(out);
+  if (options_.augment.crop == CropMode::resized) return to_grey ? with_channels(image, 1) : image;
+  return evaluation_pixels(to_grey ? with_channels(image, 1) : image);
+}
+
+Draw Transform::draw(int64_t width, int64_t height, Rng& rng) const {
+  const Augment& a = options_.augment;
+  int64_t side = options_.size;
+  Draw d{{0, 0, side, side}};
+  if (a.crop == CropMode::pad) {
+    d.part.x = rng.below(2 * a.padding + 1) - a.padding;
+    d.part.y = rng.below(2 * a.padding + 1) - a.padding;
+  }
+  if (a.crop == CropMode::resized) d.part = random_resized_rect(width, height, a.scale_min, a.scale_max, rng);
+  d.flip = a.flip > 0 && rng.bernoulli(a.flip);
+  if (a.erase > 0 && rng.bernoulli(a.erase)) d.erase = draw_erase(side, rng);
+  d.noise_at = rng.position();
+  return d;
+}
+
+Image Transform::cut(Image base, const Draw& draw) const {
+  if (draw.part != Rect{0, 0, base.width(), base.height()}) base = crop(base, draw.part);
+  if (options_.augment.crop != CropMode::resized) return base;
+  return resize(base, options_.size, options_.size, options_.filter.value_or(Filter::bicubic));
+}
+
+Image Transform::drawn_pixels(Image base, const Draw& draw) const {
+  Image out = cut(std::move(base), draw);
+  if (draw.flip) flip_horizontal(out);
   return with_channels(std::move(out), options_.channels);
 }
 
+Image Transform::pixels(const Image& image, Rng& rng) const {
+  Image from = base(image);
+  Draw d = draw(from.width(), from.height(), rng);
+  return drawn_pixels(std::move(from), d);
+}
+
 void Transform::apply(const Image& image, Rng& rng, float* out) const {
-  Image small = pixels(image, rng);
-  int64_t plane = options_.size * options_.size, channels = options_.channels;
+  Image from = base(image);
+  Draw d = draw(from.width(), from.height(), rng);
+  Image small = drawn_pixels(std::move(from), d);
+  int64_t side = options_.size, plane = side * side, channels = options_.channels;
   for (int64_t c = 0; c < channels; ++c) {
     const float* table = normalised_[size_t(c)].data();
-    const uint8_t* from = small.data() + c;
+    const uint8_t* level = small.data() + c;
     float* to = out + c * plane;
-    for (int64_t i = 0; i < plane; ++i) to[i] = table[from[i * channels]];
+    for (int64_t i = 0; i < plane; ++i) to[i] = table[level[i * channels]];
   }
-  if (options_.augment.erase > 0 && rng.bernoulli(options_.augment.erase))
-    erase_rectangle(out, channels, options_.size, rng);
+  const Rect& e = d.erase;
+  for (int64_t c = 0; c < channels && e.width > 0; ++c)
+    for (int64_t y = e.y; y < e.y + e.height; ++y)
+      fill_normal(out + (c * side + y) * side + e.x, e.width, rng.next_u64());
 }
 
 }  // namespace occam

@@ -38,6 +38,14 @@ struct TransformOptions {
   Augment augment;
 };
 
+/// What training draws for one picture.
+struct Draw {
+  Rect part;              // of base(): what is cut out; may reach outside, where pixels are 0
+  bool flip = false;      // left and right
+  Rect erase;             // of the result; empty = nothing is erased
+  uint64_t noise_at = 0;  // Rng::position() before the keys of the erased rows
+};
+
 class Transform {
  public:
   /// Throws Error{usage} on an option out of range.
@@ -51,9 +59,20 @@ class Transform {
   /// nothing is drawn from `rng`.
   void apply(const Image& image, Rng& rng, float* out) const;
 
+  // The same in parts, for who keeps pixels or works on them elsewhere (data/render).
+  /// What depends on no draw: the evaluation cut, size x size; for CropMode::resized the picture. Grey where
+  /// the result is; a grey picture stays grey.
+  Image base(const Image& image) const;
+  /// The draws for a base() of this size, in the order of apply().
+  Draw draw(int64_t width, int64_t height, Rng& rng) const;
+  /// The drawn part, size x size, neither mirrored nor erased.
+  Image cut(Image base, const Draw& draw) const;
+  /// Normalised value by channel and 8-bit level.
+  const std::vector<std::array<float, 256>>& levels() const { return normalised_; }
+
  private:
   Image evaluation_pixels(const Image& image) const;
-  Image training_pixels(const Image& image, Rng& rng) const;
+  Image drawn_pixels(Image base, const Draw& draw) const;
   TransformOptions options_;
   std::vector<std::array<float, 256>> normalised_;  // by channel and pixel value
 };

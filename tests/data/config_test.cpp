@@ -2,6 +2,8 @@
 
 #include <gtest/gtest.h>
 
+#include <algorithm>
+
 #include "core/config_visit.h"
 #include "core/error.h"
 #include "tests/data/make_sets.h"
@@ -82,6 +84,23 @@ TEST(DataConfig, ResolvedConfigsReadBackAndResolveToThemselves) {
   EXPECT_TRUE(config_changes(once, twice).empty());
   for (const char* key : {"image_size", "mean", "crop_pct", "aug.mix_switch"})
     EXPECT_FALSE(find_config(once, key)->is_null()) << key;
+}
+
+TEST(DataConfig, ResidentIsAutoTrueOrFalse) {
+  ConfigNode node = describe_config(DataConfig{});
+  auto at = std::ranges::find_if(node.items, [](const ConfigNode& n) { return n.key == "resident"; });
+  ASSERT_NE(at, node.items.end());
+  for (bool quoted : {true, false})  // as YAML reads 'true' and true
+    for (const char* text : {"auto", "true", "false"}) {
+      at->text = text;
+      at->is_text = quoted;
+      DataConfig c;
+      read_config(node, c);
+      EXPECT_EQ(c.resident, text);
+    }
+  at->text = "yes";
+  DataConfig c;
+  EXPECT_THROW(read_config(node, c), Error);
 }
 
 TEST(DataConfig, RefusesWhatDoesNotGoTogether) {
