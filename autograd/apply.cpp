@@ -6,15 +6,24 @@
 #include "core/check.h"
 #include "core/grad_mode.h"
 #include "core/scope.h"
+#include "core/trace.h"
 
 namespace occam {
 
 namespace {
 
 thread_local OpObserver* observer = nullptr;
-std::atomic<uint64_t> next_sequence{1};
+std::atomic<uint64_t> last_sequence{0};
 
 bool is_half(DType dtype) { return dtype == DType::bf16 || dtype == DType::f16; }
+
+double bytes_of(const Tensor& t) { return t ? double(t.numel()) * double(size_of(t.dtype())) : 0; }
+
+Device device_of(In inputs) {
+  for (const Tensor& t : inputs)
+    if (t) return t.device();
+  return kCPU;
+}
 
 /// Device and dtype rules; returns the dtype shared by the floating inputs (f32 when there is none).
 DType check_inputs(const OpEntry& entry, In inputs) {
@@ -40,8 +49,13 @@ DType check_inputs(const OpEntry& entry, In inputs) {
 
 }  // namespace
 
+uint64_t next_sequence() { return last_sequence.fetch_add(1) + 1; }
+
 OpObserver::OpObserver() : previous_(observer) { observer = this; }
 OpObserver::~OpObserver() { observer = previous_; }
+void OpObserver::tell_backward(std::span<const Tensor> outputs) {
+  for (OpObserver* o = observer; o != nullptr; o = o->previous_) o->before_backward(outputs);
+}
 
 void Ctx::save(std::initializer_list<Tensor> tensors) {
   if (!recording_) return;
@@ -61,6 +75,10 @@ class OpNode : public Node {
  public:
   OpNode(const OpEntry& entry, Ctx ctx, bool upcast) : entry_(entry), ctx_(std::move(ctx)), upcast_(upcast) {}
   const char* name() const override { return entry_.info.name; }
+  void each_saved(const std::function<void(const Tensor&)>& fn) const override {
+    for (const Saved& s : ctx_.saved_)
+      if (s.tensor) fn(s.tensor);
+  }
   void release() override {
     ctx_.saved_.clear();
     ctx_.released_ = true;
@@ -71,15 +89,44 @@ class OpNode : public Node {
                 "{}: a gradient reached an op without one: {}", entry_.info.name, entry_.no_gradient_because);
     OCCAM_CHECK(!ctx_.released_, ErrorKind::internal, "{}: backward ran already and freed what it had saved",
                 entry_.info.name);
+    TraceSpan span(entry_.info.name, device_of(gy), Phase::backward);
     std::vector<Tensor> cotangents;
     for (const Tensor& g : gy) {
       Tensor c = g && upcast_ ? raw::to(g, DType::f32) : g;
       cotangents.push_back(c && entry_.info.layout == Layout::contiguous ? raw::contiguous(c) : c);
     }
-    return entry_.backward(ctx_, cotangents);
+    Grads gradients = entry_.backward(ctx_, cotangents);
+    if (span) span.set_work(work(cotangents, gradients));
+    return gradients;
   }
 
  private:
+  /// A product has two of its size behind it, one for each factor that wants a gradient; other ops are
+  /// counted alike. Bytes: what comes in, what was saved and what goes out, unless all that is handed
+  /// through.
+  Work work(const std::vector<Tensor>& cotangents, const Grads& gradients) const {
+    std::vector<Shape> shapes;
+    DType dtype = DType::f32;
+    double wanted = 0, factors = 0;
+    for (const Ctx::InputMeta& input : ctx_.inputs_) {
+      shapes.push_back(input.present ? input.shape : Shape{0});
+      if (!input.present || !is_floating(input.dtype)) continue;
+      if (factors == 0) dtype = input.dtype;
+      if (input.shape.rank() < 2 && factors > 0) continue;  // biases
+      ++factors, wanted += input.needs_grad;
+    }
+    Work w{factors > 0 ? 2 * wanted / factors * entry_.cost(shapes, dtype, ctx_.attrs_).flops : 0, 0};
+    for (const Tensor& t : gradients) {
+      bool passed_through = false;  // a view of what came in, as of a reshape or a sum
+      for (const Tensor& g : cotangents) passed_through |= t && g && t.impl().storage == g.impl().storage;
+      if (!passed_through) w.bytes += bytes_of(t);
+    }
+    if (w.bytes == 0) return w;
+    for (const Tensor& t : cotangents) w.bytes += bytes_of(t);
+    for (const Saved& s : ctx_.saved_) w.bytes += bytes_of(s.tensor);
+    return w;
+  }
+
   const OpEntry& entry_;
   Ctx ctx_;
   bool upcast_;  // forward computed bf16 or f16 inputs in f32 on the CPU
@@ -90,6 +137,7 @@ Outs run(const OpEntry& entry, In inputs, std::any attrs) {
   for (const Tensor& t : inputs) shapes.push_back(t ? &t.shape() : nullptr);
   Contract::Bindings bindings = entry.contract.bind(entry.info.name, shapes, entry.info.hint);
   DType dtype = check_inputs(entry, inputs);
+  TraceSpan span(entry.info.name, device_of(inputs));
 
   Ctx ctx;
   ctx.entry_ = &entry;
@@ -106,7 +154,7 @@ Outs run(const OpEntry& entry, In inputs, std::any attrs) {
     Ctx::InputMeta meta;
     Tensor arg = t;
     if (t) {
-      meta = {t.shape(), t.dtype(), t.dtype(), t.device(), tracked && requires_grad(t)};
+      meta = {t.shape(), t.dtype(), t.dtype(), t.device(), tracked && requires_grad(t), true};
       if (meta.needs_grad) {
         const AutogradMeta& a = *t.impl().autograd;
         meta.grad_dtype = a.node->outputs[size_t(a.output)].dtype;
@@ -131,16 +179,17 @@ Outs run(const OpEntry& entry, In inputs, std::any attrs) {
     shapes.push_back(t ? &t.shape() : nullptr);
   }
   entry.contract.check_outputs(entry.info.name, std::move(bindings), shapes);
-  if (observer != nullptr) {
+  if (observer != nullptr || span) {
     std::vector<Shape> in_shapes;
     for (const Tensor& t : inputs) in_shapes.push_back(t ? t.shape() : Shape{0});
     Cost cost = entry.cost(in_shapes, dtype, kept_attrs);
+    span.set_work({cost.flops, cost.bytes});
     for (OpObserver* o = observer; o != nullptr; o = o->previous_) o->after(entry, inputs, outputs, cost);
   }
   if (!tracked) return outputs;
 
   auto node = std::make_shared<OpNode>(entry, std::move(ctx), upcast);
-  node->sequence = next_sequence.fetch_add(1);
+  node->sequence = next_sequence();
   node->path = Scope::path();
   for (const Tensor& t : inputs) {
     if (requires_grad(t))

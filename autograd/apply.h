@@ -16,7 +16,8 @@ Outs apply(In inputs, typename Op::Attrs attrs = {}) {
   return run(entry_of<Op>(), inputs, std::any(std::move(attrs)));
 }
 
-/// Watches every forward op call of this thread while it lives (FLOP counter, profiler). Observers nest.
+/// Watches every forward op call of this thread while it lives (FLOP counter, memory report). Observers nest.
+/// Times of ops are told by core/trace.h.
 class OpObserver {
  public:
   OpObserver();
@@ -24,6 +25,10 @@ class OpObserver {
   OpObserver(const OpObserver&) = delete;
   OpObserver& operator=(const OpObserver&) = delete;
   virtual void after(const OpEntry& entry, In inputs, const Outs& outputs, const Cost& cost) = 0;
+  /// backward(outputs) begins: the graph is whole.
+  virtual void before_backward(std::span<const Tensor> outputs) {}
+  /// For the engine.
+  static void tell_backward(std::span<const Tensor> outputs);
 
  private:
   friend Outs run(const OpEntry&, In, std::any);

@@ -21,6 +21,7 @@ class Ctx {
     DType grad_dtype = DType::f32;  // what the engine expects of this input's gradient
     Device device;
     bool needs_grad = false;
+    bool present = false;  // false for an optional input that was left out
   };
 
   /// True when a backward may follow; forward may skip work that only backward uses.

@@ -3,10 +3,13 @@
 #include <cmath>
 #include <queue>
 #include <unordered_map>
+#include <unordered_set>
 
+#include "autograd/apply.h"
 #include "autograd/node.h"
 #include "core/check.h"
 #include "core/grad_mode.h"
+#include "core/trace.h"
 
 namespace occam {
 
@@ -49,8 +52,15 @@ struct ByOrder {
 AnomalyMode::AnomalyMode() { ++anomaly_depth; }
 AnomalyMode::~AnomalyMode() { --anomaly_depth; }
 
-void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy) {
+namespace {
+
+/// Back-propagation up to `ends`: nodes among them are not run; what arrives at each is returned.
+std::vector<Tensor> propagate(std::span<const Tensor> outputs, std::span<const Tensor> gy,
+                              std::span<const Edge> ends) {
   NoGrad no_grad;
+  PhaseGuard phase(Phase::backward);
+  std::unordered_set<const Node*> end_nodes;
+  for (const Edge& end : ends) end_nodes.insert(end.node.get());
   std::unordered_map<Node*, Pending> pending;
   std::vector<std::shared_ptr<Node>> reachable;
   auto visit = [&](const std::shared_ptr<Node>& node) {
@@ -69,6 +79,7 @@ void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy) {
   }
   for (size_t i = 0; i < reachable.size(); ++i) {
     Node* node = reachable[i].get();
+    if (end_nodes.contains(node)) continue;
     for (const Edge& edge : node->edges)
       if (edge.node) ++visit(edge.node)->waiting;
   }
@@ -92,6 +103,7 @@ void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy) {
   while (!ready.empty()) {
     Node* node = ready.top();
     ready.pop();
+    if (end_nodes.contains(node)) continue;
     std::vector<Tensor> gradients = std::move(pending.at(node).gradients);
     bool any = false;
     for (const Tensor& g : gradients) any |= g.defined();
@@ -119,6 +131,23 @@ void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy) {
     }
     node->release();
   }
+  std::vector<Tensor> arrived(ends.size());
+  for (size_t i = 0; i < ends.size(); ++i)
+    if (auto it = pending.find(ends[i].node.get()); it != pending.end())
+      arrived[i] = it->second.gradients[size_t(ends[i].output)];
+  return arrived;
+}
+
+}  // namespace
+
+void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy) {
+  OpObserver::tell_backward(outputs);
+  propagate(outputs, gy, {});
+}
+
+std::vector<Tensor> gradients_at(std::span<const Tensor> outputs, std::span<const Tensor> gy,
+                                 std::span<const Edge> ends) {
+  return propagate(outputs, gy, ends);
 }
 
 void backward(const Tensor& output, const Tensor& gy) { backward(std::span(&output, 1), std::span(&gy, 1)); }

@@ -1,6 +1,8 @@
 #pragma once
 #include <span>
+#include <vector>
 
+#include "autograd/node.h"
 #include "core/tensor.h"
 
 namespace occam {
@@ -21,5 +23,10 @@ class AnomalyMode {
 void backward(const Tensor& output, const Tensor& gy = {});
 /// Several outputs at once; gy[i] belongs to outputs[i].
 void backward(std::span<const Tensor> outputs, std::span<const Tensor> gy);
+
+/// What arrives at `ends` when `outputs` are back-propagated: nodes there are not run and nothing behind them
+/// is touched; nodes before them are freed as usual. For a part of a graph on its own (recompute.h).
+std::vector<Tensor> gradients_at(std::span<const Tensor> outputs, std::span<const Tensor> gy,
+                                 std::span<const Edge> ends);
 
 }  // namespace occam

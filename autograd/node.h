@@ -30,12 +30,17 @@ class Node {
   virtual std::vector<Tensor> backward(const std::vector<Tensor>& gy) = 0;
   /// Frees what was saved; called once backward has run.
   virtual void release() {}
+  /// Every tensor kept for backward.
+  virtual void each_saved(const std::function<void(const Tensor&)>& fn) const {}
 
   std::vector<Edge> edges;
   std::vector<OutputMeta> outputs;
   std::string path;       // scope path at the forward call
   uint64_t sequence = 0;  // later nodes run first
 };
+
+/// Number of a new node; nodes of one thread are numbered in the order of their making.
+uint64_t next_sequence();
 
 /// Gradient record of a tensor: of a leaf (a parameter) or of an op's output.
 struct AutogradMeta {

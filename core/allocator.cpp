@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "core/check.h"
+#include "core/memory_watch.h"
 #if OCCAM_CUDA
 #include "core/cuda/backend.h"
 #endif
@@ -68,11 +69,11 @@ bool zone_intact(Device device, const void* zone, Stream stream) {
   return std::all_of(copy, copy + kZone, [](unsigned char b) { return b == kZoneByte; });
 }
 
-/// Adds poison, guard bytes and planned failure to another allocator. Blocks made before a switch was turned
-/// on are recognised by their absence from `blocks_`.
-class TestAllocator : public Allocator {
+/// In front of every allocator: tells a MemoryWatch, and for tests adds poison, guard bytes and planned
+/// failure. Blocks made before a switch was turned on are recognised by their absence from `blocks_`.
+class FrontAllocator : public Allocator {
  public:
-  TestAllocator(Allocator& inner, Device device) : inner_(inner), device_(device) {}
+  FrontAllocator(Allocator& inner, Device device) : inner_(inner), device_(device) {}
 
   void set_mode(const AllocTestMode& mode) {
     std::lock_guard lock(mutex_);
@@ -80,37 +81,28 @@ class TestAllocator : public Allocator {
     active_ = mode.poison || mode.red_zones || mode.fail_after >= 0 || !blocks_.empty();
   }
 
+  void set_watch(MemoryWatch* watch) {
+    std::lock_guard lock(watch_mutex_);
+    OCCAM_CHECK(watch == nullptr || !watched_, ErrorKind::usage, "the memory of {} is watched already",
+                device_.str());
+    watch_ = watch;
+    watched_ = watch != nullptr;
+  }
+
   void* alloc(size_t bytes, Stream stream) override {
-    if (!active_) return inner_.alloc(bytes, stream);
-    std::lock_guard lock(mutex_);
-    if (mode_.fail_after >= 0 && mode_.fail_after-- == 0)
-      fail(ErrorKind::memory, "out of memory: planned failure of a test");
-    if (bytes == 0) return nullptr;
-    size_t zone = mode_.red_zones ? kZone : 0;
-    auto* base = static_cast<char*>(inner_.alloc(bytes + 2 * zone, stream));
-    if (mode_.poison) fill_bytes(device_, base + zone, 0xFF, bytes, stream);
-    if (zone == 0) return base;
-    fill_bytes(device_, base, kZoneByte, zone, stream);
-    fill_bytes(device_, base + zone + bytes, kZoneByte, zone, stream);
-    blocks_[base + zone] = {bytes, stream};
-    return base + zone;
+    void* pointer = take(bytes, stream);
+    if (!watched_) return pointer;
+    std::lock_guard lock(watch_mutex_);
+    if (watch_ != nullptr) watch_->allocated(pointer, bytes);
+    return pointer;
   }
 
   void free(void* pointer, size_t bytes, Stream stream) noexcept override {
-    if (pointer == nullptr) return;
-    if (active_) {
-      std::lock_guard lock(mutex_);
-      if (auto it = blocks_.find(pointer); it != blocks_.end()) {
-        try {
-          damaged_ += !intact(*it);
-        } catch (const std::exception&) {
-          ++damaged_;
-        }
-        blocks_.erase(it);
-        return inner_.free(static_cast<char*>(pointer) - kZone, bytes + 2 * kZone, stream);
-      }
+    if (watched_) {
+      std::lock_guard lock(watch_mutex_);
+      if (watch_ != nullptr) watch_->freed(pointer, bytes);
     }
-    inner_.free(pointer, bytes, stream);
+    put(pointer, bytes, stream);
   }
 
   int64_t take_damaged() {
@@ -128,6 +120,40 @@ class TestAllocator : public Allocator {
     size_t bytes;
     Stream stream;
   };
+
+  void* take(size_t bytes, Stream stream) {
+    if (!active_) return inner_.alloc(bytes, stream);
+    std::lock_guard lock(mutex_);
+    if (mode_.fail_after >= 0 && mode_.fail_after-- == 0)
+      fail(ErrorKind::memory, "out of memory: planned failure of a test");
+    if (bytes == 0) return nullptr;
+    size_t zone = mode_.red_zones ? kZone : 0;
+    auto* base = static_cast<char*>(inner_.alloc(bytes + 2 * zone, stream));
+    if (mode_.poison) fill_bytes(device_, base + zone, 0xFF, bytes, stream);
+    if (zone == 0) return base;
+    fill_bytes(device_, base, kZoneByte, zone, stream);
+    fill_bytes(device_, base + zone + bytes, kZoneByte, zone, stream);
+    blocks_[base + zone] = {bytes, stream};
+    return base + zone;
+  }
+
+  void put(void* pointer, size_t bytes, Stream stream) noexcept {
+    if (pointer == nullptr) return;
+    if (active_) {
+      std::lock_guard lock(mutex_);
+      if (auto it = blocks_.find(pointer); it != blocks_.end()) {
+        try {
+          damaged_ += !intact(*it);
+        } catch (const std::exception&) {
+          ++damaged_;
+        }
+        blocks_.erase(it);
+        return inner_.free(static_cast<char*>(pointer) - kZone, bytes + 2 * kZone, stream);
+      }
+    }
+    inner_.free(pointer, bytes, stream);
+  }
+
   bool intact(const std::pair<void* const, Block>& b) {
     auto* start = static_cast<char*>(b.first);
     return zone_intact(device_, start - kZone, b.second.stream) &&
@@ -141,15 +167,18 @@ class TestAllocator : public Allocator {
   AllocTestMode mode_;
   std::map<void*, Block> blocks_;
   int64_t damaged_ = 0;
+  std::atomic<bool> watched_{false};
+  std::mutex watch_mutex_;
+  MemoryWatch* watch_ = nullptr;
 };
 
-std::vector<TestAllocator*>& all_allocators() {
+std::vector<FrontAllocator*>& all_allocators() {
   // Never destroyed: tensors of static lifetime may be freed after it would be.
   static auto* allocators = [] {
-    auto* list = new std::vector<TestAllocator*>{new TestAllocator(*new HostAllocator, kCPU)};
+    auto* list = new std::vector<FrontAllocator*>{new FrontAllocator(*new HostAllocator, kCPU)};
 #if OCCAM_CUDA
     for (int i = 0; i < cuda::device_count(); ++i)
-      list->push_back(new TestAllocator(cuda::caching_allocator(i), cuda_device(i)));
+      list->push_back(new FrontAllocator(cuda::caching_allocator(i), cuda_device(i)));
 #endif
     return list;
   }();
@@ -158,13 +187,18 @@ std::vector<TestAllocator*>& all_allocators() {
 
 }  // namespace
 
-Allocator& allocator_for(Device device) {
+namespace {
+FrontAllocator& front_of(Device device) {
   auto& list = all_allocators();
   size_t slot = device.is_cpu() ? 0 : 1 + size_t(device.index);
   OCCAM_CHECK(slot < list.size(), ErrorKind::device, "{} is not there: {} GPU(s) usable", device.str(),
               list.size() - 1);
   return *list[slot];
 }
+}  // namespace
+
+Allocator& allocator_for(Device device) { return front_of(device); }
+void watch_memory(Device device, MemoryWatch* watch) { front_of(device).set_watch(watch); }
 
 Allocator& pinned_allocator() {
 #if OCCAM_CUDA
@@ -174,12 +208,12 @@ Allocator& pinned_allocator() {
 }
 
 void set_alloc_test_mode(const AllocTestMode& mode) {
-  for (TestAllocator* a : all_allocators()) a->set_mode(mode);
+  for (FrontAllocator* a : all_allocators()) a->set_mode(mode);
 }
 
 int64_t check_red_zones() {
   int64_t damaged = 0;
-  for (TestAllocator* a : all_allocators()) damaged += a->take_damaged();
+  for (FrontAllocator* a : all_allocators()) damaged += a->take_damaged();
   return damaged;
 }
 

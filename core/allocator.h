@@ -33,6 +33,10 @@ Allocator& allocator_for(Device device);
 /// Page-locked host memory; plain host memory when there is no GPU.
 Allocator& pinned_allocator();
 
+class MemoryWatch;
+/// Tells `watch` (core/memory_watch.h) of every allocation on the device; null: nobody.
+void watch_memory(Device device, MemoryWatch* watch);
+
 /// Switches for tests; they act on every allocation of every device until turned off.
 struct AllocTestMode {
   bool poison = false;      // fill new memory with 0xFF bytes (a NaN in every floating type)

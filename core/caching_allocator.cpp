@@ -8,6 +8,7 @@
 
 #include "core/check.h"
 #include "core/scope.h"
+#include "core/trace.h"
 
 namespace occam {
 
@@ -53,6 +54,7 @@ struct CachingAllocator::Block {
   Block* next = nullptr;
   std::vector<void*> uses;  // other streams
   std::string scope;        // at allocation
+  const char* op = nullptr;
 };
 
 bool CachingAllocator::BySize::operator()(const Block* a, const Block* b) const {
@@ -107,6 +109,7 @@ void* CachingAllocator::alloc(size_t bytes, Stream stream) {
   if (block == nullptr) fail_out_of_memory(bytes);
   cut(*block, size);
   block->scope = Scope::path();
+  block->op = TraceSpan::name();
   live_[block->data] = block;
   stats_.allocated += int64_t(block->size);
   stats_.peak_allocated = std::max(stats_.peak_allocated, stats_.allocated);
@@ -345,8 +348,9 @@ void CachingAllocator::fail_out_of_memory(size_t requested) const {
       [](const Block* a, const Block* b) { return std::tie(b->size, a->data) < std::tie(a->size, b->data); });
   if (listed > 0) text += "\n  largest live tensors, and where they were made:";
   for (size_t i = 0; i < listed; ++i)
-    text += fmt::format("\n    {:>10}  {}", human(int64_t(blocks[i]->size)),
-                        blocks[i]->scope.empty() ? "(outside all scopes)" : blocks[i]->scope);
+    text += fmt::format("\n    {:>10}  {}{}{}", human(int64_t(blocks[i]->size)),
+                        blocks[i]->scope.empty() ? "(outside all scopes)" : blocks[i]->scope,
+                        blocks[i]->op ? ": " : "", blocks[i]->op ? blocks[i]->op : "");
   text += "\n  fix: a smaller batch or image, precision bf16, or another GPU";
   if (!captures_.empty()) text += "; a graph is being captured, so cached memory could not be given back";
   fail(ErrorKind::memory, text);

@@ -3,6 +3,7 @@
 #include "core/allocator.h"
 #include "core/check.h"
 #include "core/stream.h"
+#include "core/trace.h"
 #if OCCAM_CUDA
 #include "core/cuda/capture.h"
 #else
@@ -32,6 +33,9 @@ void Replay::run(const std::function<void()>& work) {
     ++runs_;
     return work();
   }
+  OCCAM_CHECK(!TraceSpan::heard(), ErrorKind::usage,
+              "profiler: the step is replayed from a CUDA graph, where single ops have no time of their own; "
+              "profile it without capture");
   void* stream = current_stream(device_).handle;
   if (!graph_) {
     synchronize(device_);

@@ -6,6 +6,7 @@
 #include <string>
 
 #include "core/check.h"
+#include "core/grad_mode.h"
 #include "core/scope.h"
 #if OCCAM_CUDA
 #include "core/cuda/backend.h"
@@ -99,6 +100,24 @@ uint64_t next_key() {
   State& s = state();
   const std::string& path = Scope::path();
   return hash_name(s.seed, path + "#" + std::to_string(s.calls[path]++));
+}
+
+Position position(Device device) { return {state().seed, state().calls, device, Tensor()}; }
+
+void keep_step(Position& p) {
+  if (p.calls == state().calls) return;
+  NoGrad no_grad;
+  p.step = raw::clone(step_tensor(p.device));
+}
+
+Replay::Replay(const Position& position) : other_(position) { exchange(); }
+Replay::~Replay() { exchange(); }
+
+void Replay::exchange() {
+  State& s = state();
+  std::swap(s.seed, other_.seed);
+  std::swap(s.calls, other_.calls);
+  if (other_.step) std::swap(s.steps[other_.device.is_cpu() ? -1 : other_.device.index], other_.step);
 }
 
 }  // namespace op_random

@@ -2,6 +2,8 @@
 // Random numbers by name. A stream is a 64-bit key made from a seed and a name; a number is addressed by
 // (step, element), so results do not depend on threads, device or how many other numbers were drawn.
 #include <cstdint>
+#include <map>
+#include <string>
 #include <string_view>
 
 #include "core/philox.h"
@@ -43,6 +45,30 @@ Tensor step_tensor(Device device);
 /// Key for the next random op: hash of the seed, the scope path and the number of earlier random calls in
 /// this path since begin_step.
 uint64_t next_key();
+
+/// What the keys and numbers of coming random ops depend on.
+struct Position {
+  uint64_t seed = 0;
+  std::map<std::string, uint64_t> calls;  // by scope path
+  Device device;
+  Tensor step;  // a copy; undefined: the device's own
+};
+Position position(Device device);
+/// Copies the step number, when keys were drawn since `p`: later steps must not change what is drawn again.
+void keep_step(Position& p);
+
+/// While it lives, random ops of this thread draw what they drew from `position` on.
+class Replay {
+ public:
+  explicit Replay(const Position& position);
+  ~Replay();
+  Replay(const Replay&) = delete;
+  Replay& operator=(const Replay&) = delete;
+
+ private:
+  void exchange();
+  Position other_;
+};
 }  // namespace op_random
 
 /// New f32 tensors of random numbers, for initialisation and tests.

@@ -18,4 +18,20 @@ class Scope {
   size_t previous_length_;
 };
 
+/// A path with its numbers as stars: "blocks.3.mlp" as "blocks.*.mlp".
+std::string place_of(std::string_view path);
+
+/// Puts another path in place of the open scopes while it lives: work that is done again elsewhere goes by
+/// the names it had.
+class ScopeAt {
+ public:
+  explicit ScopeAt(std::string path);
+  ~ScopeAt();
+  ScopeAt(const ScopeAt&) = delete;
+  ScopeAt& operator=(const ScopeAt&) = delete;
+
+ private:
+  std::string previous_;
+};
+
 }  // namespace occam

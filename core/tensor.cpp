@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/dispatch.h"
 #include "core/grad_mode.h"
+#include "core/trace.h"
 #if OCCAM_CUDA
 #include "core/cuda/backend.h"
 #endif
@@ -118,9 +119,18 @@ void refuse_tracked(const Tensor& t, const char* what) {
               "{} on a tensor that records gradients ({}); use an op, detach() or NoGrad", what, t.str());
 }
 
+double moved_bytes(const Tensor& t) { return double(t.numel()) * double(size_of(t.dtype())); }
+
+const char* kind_of_copy(const Tensor& to, const Tensor& from) {
+  if (to.device() != from.device()) return "transfer";
+  return to.dtype() != from.dtype() ? "convert" : "copy";
+}
+
 /// Copy without checks; `to` and `from` have equal shapes.
 void copy_values(const Tensor& to, const Tensor& from) {
   if (to.numel() == 0) return;
+  TraceSpan span(kind_of_copy(to, from), to.is_cuda() ? to.device() : from.device());
+  span.set_work({0, moved_bytes(to) + moved_bytes(from)});
   if (to.is_cpu() && from.is_cpu()) return copy_host(to, from);
 #if OCCAM_CUDA
   Device gpu = to.is_cuda() ? to.device() : from.device();
@@ -182,6 +192,8 @@ Tensor& Tensor::fill_(double value) {
   refuse_tracked(*this, "fill_");
   impl().storage->bump_version();
   if (numel() == 0) return *this;
+  TraceSpan span("fill", device());
+  span.set_work({0, moved_bytes(*this)});
   if (is_cuda()) {
     OCCAM_ON_CUDA(
         cuda::fill_strided(data_ptr(), dtype(), strides(), shape(), value, current_stream(device()).handle));
@@ -204,6 +216,8 @@ Tensor& Tensor::add_(const Tensor& source, double alpha) {
               ErrorKind::shape, "add_ of {} to {}: shape, dtype and device must be equal", source.str(),
               str());
   OCCAM_CHECK(is_contiguous() && source.is_contiguous(), ErrorKind::shape, "add_ needs contiguous tensors");
+  TraceSpan span("add_", device());
+  span.set_work({2 * double(numel()), 3 * moved_bytes(*this)});
   impl().storage->bump_version();
   if (is_cuda()) {
     OCCAM_ON_CUDA(cuda::add_scaled(data_ptr(), source.data_ptr(), dtype(), numel(), alpha,

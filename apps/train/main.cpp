@@ -11,6 +11,8 @@
 #include "core/io/atomic_file.h"
 #include "core/report/html.h"
 #include "core/report/svg.h"
+#include "nn/prof/ceilings.h"
+#include "nn/prof/step_profile.h"
 #include "nn/state.h"
 #include "nn/train/evaluate.h"
 #include "nn/train/loop.h"
@@ -27,6 +29,7 @@ struct TrainSettings : LoopConfig {
   uint64_t seed = 0;
   int64_t limit_batches = 0;
   int64_t eval_every = 1, save_every = 1;
+  int64_t profile_steps = 0;
 
   template <class V>
   void visit(V& v) {
@@ -39,6 +42,10 @@ struct TrainSettings : LoopConfig {
     v("eval_every", eval_every, "epochs between evaluations; the last epoch is always evaluated",
       Range{1, 1e6});
     v("save_every", save_every, "epochs between checkpoints", Range{1, 1e6});
+    v("profile_steps", profile_steps,
+      "record this many of the first steps: profile.md tells where their time and memory goes, trace.json "
+      "opens in chrome://tracing; 0 = none",
+      Range{0, 100});
   }
 };
 
@@ -79,6 +86,11 @@ class Run {
     if (settings_.limit_batches > 0) steps = std::min(steps, settings_.limit_batches);
     loop_ = std::make_unique<TrainLoop>(*model_, settings_, steps, per_epoch, settings_.seed);
     loop_->on_log = [this](const StepLog& log) { log_step(log); };
+    if (settings_.profile_steps > 0)
+      profile_ = std::make_unique<StepProfile>(
+          *model_, optimizer_bytes(*model_, settings_.optim, settings_.ema > 0), settings_.profile_steps);
+    loop_->set_capture(settings_.capture && !profile_);
+    rate_ = std::make_unique<ModelRate>(*model_, model_->shape().image());
     if (run_->resume_from()) resume(*run_->resume_from());
     run_->begin_metrics(loop_->step());
   }
@@ -92,8 +104,7 @@ class Run {
     while (!finished) {
       std::optional<Batch> batch = loader_->next();
       if (batch) {
-        loop_->run(*batch,
-                   [&](const Batch& part) { return loss_of(*model_, part, settings_.label_smoothing); });
+        step(*batch);
         progress.update(loop_->step(), last_log_);
       }
       int64_t epoch = loader_->state().epoch;
@@ -118,6 +129,9 @@ class Run {
 
   void finish() {
     warn_skipped(skipped_);
+    if (profile_)
+      warn(fmt::format("no profile was written: train.profile_steps={} takes {} steps, the run had {}",
+                       settings_.profile_steps, profile_->needed(), loop_->step()));
     save_model(run_->path() / "model.safetensors", *model_);
     if (loop_->ema()) {
       UseEma averages(loop_->ema());
@@ -159,15 +173,29 @@ class Run {
     return o;
   }
 
+  void step(const Batch& batch) {
+    auto work = [&] {
+      loop_->run(batch, [&](const Batch& part) { return loss_of(*model_, part, settings_.label_smoothing); });
+    };
+    if (!profile_) return work();
+    profile_->run(work);
+    if (!profile_->done()) return;
+    profile_->write(run_->path());
+    std::fprintf(stderr, "%s\n%s\n", profile_->profiler().summary().c_str(),
+                 profile_->memory().summary().c_str());
+    profile_.reset();
+    loop_->set_capture(settings_.capture);
+  }
+
   void log_step(const StepLog& log) {
-    last_log_ = fmt::format("loss {:.4f}, grad {:.2f}, lr {:.2e}, {:.0f} images/s", log.loss, log.grad_norm,
-                            log.lr, log.images_per_s);
-    run_->log({{"step", log.step},
-               {"epoch", log.epoch},
-               {"loss", log.loss},
-               {"grad_norm", log.grad_norm},
-               {"lr", log.lr},
-               {"images_per_s", log.images_per_s}});
+    last_log_ = fmt::format("loss {:.4f}, grad {:.2f}, lr {:.2e}, {:.0f} images/s{}", log.loss, log.grad_norm,
+                            log.lr, log.images_per_s, rate_->text(log.images_per_s));
+    Json line = {{"step", log.step},           {"epoch", log.epoch}, {"loss", log.loss},
+                 {"grad_norm", log.grad_norm}, {"lr", log.lr},       {"images_per_s", log.images_per_s}};
+    const ModelRate::Share mfu = rate_->share(log.images_per_s);
+    if (mfu.of_measured > 0) line["mfu_measured"] = mfu.of_measured;
+    if (mfu.of_datasheet > 0) line["mfu_datasheet"] = mfu.of_datasheet;
+    run_->log(line);
     loss_epochs_.push_back(log.epoch);
     losses_.push_back(log.loss);
   }
@@ -278,6 +306,8 @@ class Run {
   RunFolder* run_ = nullptr;
   std::unique_ptr<Loader> loader_;
   std::unique_ptr<TrainLoop> loop_;
+  std::unique_ptr<StepProfile> profile_;  // until it has been written
+  std::unique_ptr<ModelRate> rate_;
   std::string last_log_;
   double best_ = 0;
   int64_t best_step_ = -1, judged_step_ = -1;

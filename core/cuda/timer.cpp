@@ -34,4 +34,37 @@ float Timer::milliseconds() {
   return elapsed;
 }
 
+Marks::~Marks() {
+  for (void* event : events_) report_cuda_error(cudaEventDestroy(as_event(event)), "cudaEventDestroy");
+}
+
+int64_t Marks::add(void* stream) {
+  if (count_ == int64_t(events_.size())) {
+    cudaEvent_t event = nullptr;
+    OCCAM_CUDA_CHECK(cudaEventCreate(&event));
+    events_.push_back(event);
+  }
+  OCCAM_CUDA_CHECK(cudaEventRecord(as_event(events_[size_t(count_)]), as_stream(stream)));
+  return count_++;
+}
+
+bool Marks::passed(int64_t mark) const {
+  cudaError_t status = cudaEventQuery(as_event(events_.at(size_t(mark))));
+  if (status == cudaErrorNotReady) {
+    cudaGetLastError();  // no error for the next launch check
+    return false;
+  }
+  OCCAM_CUDA_CHECK(status);
+  return true;
+}
+
+double Marks::seconds(int64_t from, int64_t to) const {
+  cudaEvent_t a = as_event(events_.at(size_t(from))), b = as_event(events_.at(size_t(to)));
+  OCCAM_CUDA_CHECK(cudaEventSynchronize(a));
+  OCCAM_CUDA_CHECK(cudaEventSynchronize(b));
+  float elapsed = 0;
+  OCCAM_CUDA_CHECK(cudaEventElapsedTime(&elapsed, a, b));
+  return double(elapsed) * 1e-3;
+}
+
 }  // namespace occam::cuda

@@ -99,9 +99,10 @@ std::string to_markdown(const Table& table) {
   out += "\n" + rule + "\n";
   for (size_t r = 0; r < table.rows.size(); ++r) {
     out += "|";
-    const char* bold = int(r) == table.highlighted ? "**" : "";
-    for (const Cell& cell : table.rows[r])
+    for (const Cell& cell : table.rows[r]) {
+      const char* bold = int(r) == table.highlighted && !cell.text.empty() ? "**" : "";
       out += fmt::format(" {}{}{} |", bold, escape_markdown(cell.text), bold);
+    }
     out += "\n";
   }
   return out;

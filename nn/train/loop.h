@@ -69,6 +69,8 @@ class TrainLoop {
   /// True when the next batch of the same shape will be replayed; why not, else (empty: not tried yet).
   bool captured() const { return replay_.captured(); }
   const std::string& capture_fallback() const { return replay_.fallback(); }
+  /// Steps run eagerly while this is off (a profile needs that).
+  void set_capture(bool on) { config_.capture = on; }
   std::function<void(const StepLog&)> on_log;
   /// Logs the steps since the last log line, for an end that comes before `steps()`.
   void flush_log();

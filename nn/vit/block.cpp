@@ -1,5 +1,6 @@
 #include "nn/vit/block.h"
 
+#include "autograd/recompute.h"
 #include "core/check.h"
 #include "nn/plan.h"
 #include "nn/state.h"
@@ -11,7 +12,8 @@ Block::Block(std::unique_ptr<TokenMixer> mixer, const BlockOptions& options)
       drop_path1_(options.drop_path),
       drop_path2_(options.drop_path),
       norm2_(mixer_->mixer_shape().dim),
-      mlp_(mixer_->mixer_shape().dim, options.mlp_hidden, options.dropout) {
+      mlp_(mixer_->mixer_shape().dim, options.mlp_hidden, options.dropout),
+      recompute_(options.recompute) {
   register_parts();
 }
 
@@ -50,7 +52,22 @@ Tensor Block::forward(const Tensor& x) {
 
 void Block::advance(Residual& r) {
   Scope scope(name());
-  pass(r);
+  if (!recompute_ || has_hooks_inside()) return pass(r);
+  auto left = std::make_shared<BranchDrop>();  // of the branch that comes out
+  auto again = [this, drop = r.drop, left](const std::vector<Tensor>& in) {
+    Residual inner{in[0], in[1], drop};
+    pass(inner);
+    *left = inner.drop;
+    return std::vector{inner.x, inner.branch};
+  };
+  std::vector<Tensor> out = recompute(again, {r.x, r.branch});
+  r = {out[0], out[1], *left};
+}
+
+bool Block::has_hooks_inside() const {
+  bool any = false;
+  visit([&](const Module& m) { any |= m.has_hooks(); });
+  return any;
 }
 
 void Block::pass(Residual& r) {

@@ -9,6 +9,7 @@ struct BlockOptions {
   int64_t mlp_hidden = 0;
   double drop_path = 0;
   double dropout = 0;  // inside the MLP
+  bool recompute = false;
 };
 
 /// Pre-norm transformer block: y = x + path(attn(norm1(x))), then y + path(mlp(norm2(y))). A mixer without a
@@ -24,6 +25,8 @@ class Block : public Module {
   /// The norm before the mixer; null when the mixer has no branch.
   LayerNorm* norm1() { return norm1_.get(); }
   /// The block's work on a stream whose last branch is still to be added, and which is left with the MLP's.
+  /// With `recompute` it keeps the stream alone and runs again in backward (autograd/recompute.h), unless a
+  /// hook is on one of its parts: what a hook takes out could not be run again.
   void advance(Residual& r);
   /// Puts another mixer in place; it takes this block's mode, compute dtype and device, and the values of the
   /// output projection where both have one. Other parameters keep what they have, new ones have no values
@@ -36,12 +39,14 @@ class Block : public Module {
  private:
   void register_parts();
   void pass(Residual& r);
+  bool has_hooks_inside() const;
 
   std::unique_ptr<TokenMixer> mixer_;
   std::unique_ptr<LayerNorm> norm1_;
   DropPath drop_path1_, drop_path2_;
   LayerNorm norm2_;
   Mlp mlp_;
+  bool recompute_;
 };
 
 }  // namespace occam

@@ -85,6 +85,10 @@ const Tensor* find_tensor(const NamedTensors& dict, std::string_view name) {
 
 bool is_head(std::string_view name) { return name.starts_with("head.") || name.starts_with("head_dist."); }
 
+VitOptions vit_options(const ModelConfig& config) {
+  return {config.drop_path, config.dropout, config.recompute == "blocks"};
+}
+
 std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, uint64_t seed) {
   Safetensors file(config.checkpoint);
   const std::string& path = config.checkpoint;
@@ -105,7 +109,7 @@ std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, ui
               "model.classes: the head of {} has {} classes, not {}; model.new_head=true starts a new one",
               path, file_classes, shape.classes);
 
-  auto model = std::make_unique<VisionTransformer>(shape, VitOptions{config.drop_path, config.dropout});
+  auto model = std::make_unique<VisionTransformer>(shape, vit_options(config));
   model->set_model_name(stored.name.empty() ? config.name : stored.name);
   blame(metadata_of(file), [&] { apply_replacements(*model, stored.replace, {}); });
   if (config.new_head) {
@@ -134,7 +138,7 @@ std::unique_ptr<VisionTransformer> make_model(const ModelConfig& config, uint64_
     OCCAM_CHECK(!config.name.empty(), ErrorKind::usage,
                 "model.name: give a model's name, or a file that knows its own with model.checkpoint");
     model = std::make_unique<VisionTransformer>(with_overrides(vit_shape(config.name), config),
-                                                VitOptions{config.drop_path, config.dropout});
+                                                vit_options(config));
     model->set_model_name(config.name);
     initialize(*model, seed);
   }

@@ -30,6 +30,7 @@ struct ModelConfig {
   std::optional<bool> distilled;
   bool new_head = false;
   double drop_path = 0, dropout = 0;
+  std::string recompute = "none";
   std::vector<Replacement> replace;
 
   template <class V>
@@ -54,6 +55,11 @@ struct ModelConfig {
     v("drop_path", drop_path, "stochastic depth of the last block, rising linearly from 0 at the first",
       Range{0, 0.99});
     v("dropout", dropout, "dropout of embedded tokens and inside the MLPs", Range{0, 0.99});
+    v("recompute", recompute,
+      "blocks: training keeps the blocks' inputs only and runs each again in backward, which saves memory "
+      "and "
+      "costs a third more time",
+      Choices{"none", "blocks"});
     v("replace", replace, "mixers put in place of attention, one mapping or a list");
   }
 };

@@ -24,9 +24,9 @@ VisionTransformer::VisionTransformer(const VitShape& s, const VitOptions& option
   sub("pos_drop", pos_drop_);
   for (int64_t i = 0; i < s.depth; ++i) {
     const double share = s.depth > 1 ? double(i) / double(s.depth - 1) : 0;
-    blocks_.push_back(
-        std::make_unique<Block>(make_mixer("attention", s.mixer()),
-                                BlockOptions{s.mlp_hidden(), options.drop_path * share, options.dropout}));
+    blocks_.push_back(std::make_unique<Block>(
+        make_mixer("attention", s.mixer()),
+        BlockOptions{s.mlp_hidden(), options.drop_path * share, options.dropout, options.recompute}));
     sub(fmt::format("blocks.{}", i), *blocks_.back());
   }
   sub("norm", norm_);

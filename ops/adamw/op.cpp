@@ -5,6 +5,7 @@
 
 #include "autograd/node.h"
 #include "core/grad_mode.h"
+#include "core/trace.h"
 #include "ops/adamw/kernel.h"
 #include "ops/op.h"
 #if OCCAM_CUDA
@@ -62,6 +63,17 @@ void bump_all(const std::vector<UpdateSlot>& slots) {
   for (const UpdateSlot& s : slots) bump(s.param), bump(s.first), bump(s.second), bump(s.shadow);
 }
 
+/// Work of an update, by element.
+Work work_of(const std::vector<UpdateSlot>& slots, double flops, double bytes) {
+  Work w;
+  for (const UpdateSlot& s : slots) {
+    const double n = double(s.param.numel());
+    w.flops += flops * n;
+    w.bytes += (bytes + (s.shadow ? 2 : 0)) * n;
+  }
+  return w;
+}
+
 }  // namespace
 
 UpdateTable::List UpdateTable::of(const std::vector<UpdateSlot>& slots) {
@@ -93,6 +105,13 @@ StepScalars::StepScalars(Device device) : values(zeros({4}, {DType::f32, device}
 void StepScalars::set_learning_rate(double lr) { raw::slice(values, 0, 0, 1).fill_(lr); }
 
 void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars, UpdateTable& table) {
+  TraceSpan span("gradient_norm", scalars.values.device(), Phase::update);
+  if (span) {
+    Work w;
+    for (const UpdateSlot& s : slots)
+      w.flops += 2 * double(s.grad.numel()), w.bytes += 4 * double(s.grad.numel());
+    span.set_work(w);
+  }
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
       UpdateTable::List list = table.of(slots);
@@ -119,6 +138,8 @@ void gradient_norm(const std::vector<UpdateSlot>& slots, StepScalars& scalars, U
 
 void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, const AdamWOptions& o,
                   double clip, UpdateTable& table) {
+  TraceSpan span("adamw", scalars.values.device(), Phase::update);
+  if (span) span.set_work(work_of(slots, 15, 28));
   bump_all(slots);
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
@@ -147,6 +168,8 @@ void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scala
 
 void sgd_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars, double momentum,
                 double clip, UpdateTable& table) {
+  TraceSpan span("sgd", scalars.values.device(), Phase::update);
+  if (span) span.set_work(work_of(slots, 6, 20));
   bump_all(slots);
   if (scalars.values.is_cuda()) {
     OCCAM_ON_CUDA({
@@ -178,6 +201,8 @@ void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& 
     bump(averages[i]);
   }
   if (slots.empty()) return;
+  TraceSpan span("ema", averages[0].device(), Phase::update);
+  if (span) span.set_work(work_of(slots, 3, 12));
   if (averages[0].is_cuda()) {
     OCCAM_ON_CUDA({
       UpdateTable::List list = table.of(slots);

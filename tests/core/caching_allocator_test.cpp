@@ -4,9 +4,11 @@
 #include <gtest/gtest.h>
 
 #include <map>
+#include <optional>
 #include <set>
 
 #include "core/scope.h"
+#include "core/trace.h"
 #include "tests/core/expect_error.h"
 
 namespace occam {
@@ -188,6 +190,8 @@ TEST_F(CachingAllocatorTest, OutOfMemoryNamesSizesAndTheTenLargestBlocks) {
   std::vector<void*> blocks;
   for (int i = 0; i < 12; ++i) {
     Scope scope("blocks." + std::to_string(i));
+    std::optional<TraceSpan> op;
+    if (i == 4) op.emplace("linear", kCPU);
     blocks.push_back(alloc((i < 2 ? 1 : 3 + i % 2) * kMiB));
   }
   try {
@@ -204,6 +208,7 @@ TEST_F(CachingAllocatorTest, OutOfMemoryNamesSizesAndTheTenLargestBlocks) {
         << text;
     EXPECT_NE(text.find("4.0 MiB  blocks.3\n"), std::string::npos) << text;
     EXPECT_NE(text.find("3.0 MiB  blocks.10\n"), std::string::npos) << text;
+    EXPECT_NE(text.find("3.0 MiB  blocks.4: linear\n"), std::string::npos) << text;
     EXPECT_EQ(text.find("blocks.0\n"), std::string::npos) << "only the ten largest are listed\n" << text;
   }
   free(blocks[5]);
