@@ -1,9 +1,532 @@
+// Products of bf16 with fused epilogues for Hopper. A block is persistent and has three warpgroups: one warp
+// of the first copies boxes of a and b to a ring of stages, the other two take turns at tiles: while one
+// multiplies, the other finishes its tile (bias, GELU, rounding, stores). Blocks of a pair (a cluster of two)
+// work on two tiles below each other and fetch half of b each, for both.
+#include <algorithm>
+#include <cmath>
+#include <iterator>
+
+#include "core/cuda/gelu_fast.h"
+#include "core/cuda/launch.h"
+#include "core/cuda/reduce.cuh"
+#include "core/cuda/wgmma.cuh"
 #include "ops/linear/kernel.h"
 
 namespace occam::kernels {
 
-bool fused_product_supported(const FusedProduct&) { return false; }
-int64_t fused_product_scratch(const FusedProduct&) { return 0; }
-void fused_product(const FusedProduct&, void*) {}
+using namespace cuda;
+
+namespace {
+
+constexpr int kStepK = kSwizzleColumns;  // of k in a stage
+constexpr int kWarpgroup = 128, kThreads = 3 * kWarpgroup, kWarps = 8;
+constexpr int kBoxRows = 16;  // a box of results: what a warp holds of 64 columns
+constexpr int kBox = kBoxRows * kSwizzleRow;
+/// What a block may have, less what aligning the tiles takes.
+constexpr int kSharedLimit = 227 * 1024 - 1024;
+
+struct Maps {
+  TensorMap a, b, d, z, activated;
+};
+struct Sizes {
+  int64_t n;
+  int m, k_steps, tiles_n, tiles;  // tiles: for pairs of blocks, pairs of tiles
+  const bf16* bias;
+  float* column_sums;  // [row tiles, n] or none
+  bool activated;
+};
+
+template <int kR, int kN_, int kPair_, ProductEpilogue kE, bool kT>
+struct Plan {
+  static constexpr int kRows = kR, kN = kN_, kPair = kPair_;
+  static constexpr ProductEpilogue kEpilogue = kE;
+  static constexpr bool kTransposed = kT;
+  static constexpr bool kGradient = kEpilogue == ProductEpilogue::gelu_gradient;
+  static constexpr int kHalves = kRows / 64;  // products of 64 rows that a warpgroup makes of a tile
+  static constexpr int kChunks = kN / 64;     // of 64 columns
+  static constexpr int kBytesA = kRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
+  static constexpr int kStage = kBytesA + kBytesB;
+  /// Boxes a warp has for results. The gradient reads all of its part of z into them before it multiplies and
+  /// has one more for gelu(z).
+  static constexpr int kBoxes = kGradient ? kHalves * kChunks + 1 : kE == ProductEpilogue::gelu_keep ? 4 : 2;
+  static constexpr int kResults = kWarps * kBoxes * kBox;
+  /// Floats: the bias of two tiles for each warpgroup, or the column sums of each warp.
+  static constexpr int kVectors = 8 * kN * 4;
+  static constexpr int kBarriers = 256;
+  static constexpr int kStages = std::min(8, (kSharedLimit - kResults - kVectors - kBarriers) / kStage);
+  static constexpr int kShared = kStages * kStage + kResults + kVectors + kBarriers + 1024;
+  static_assert(kStages >= 2);
+};
+
+/// Tile number i of this block.
+struct Tile {
+  int row, column;
+};
+template <class P>
+__device__ __forceinline__ Tile tile_at(const Sizes& s, int tile, int rank) {
+  return {(tile / s.tiles_n * P::kPair + rank) * P::kRows, tile % s.tiles_n * P::kN};
+}
+
+/// Where the parts of shared memory are.
+template <class P>
+struct Shared {
+  uint32_t stages, results, vectors, barriers;
+  __device__ explicit Shared(const void* base) {
+    stages = (shared_address(base) + 1023) & ~1023u;
+    results = stages + P::kStages * P::kStage;
+    vectors = results + P::kResults;
+    barriers = vectors + P::kVectors;
+  }
+  __device__ uint32_t a(int stage) const { return stages + stage * P::kStage; }
+  __device__ uint32_t b(int stage) const { return a(stage) + P::kBytesA; }
+  __device__ uint32_t full(int stage) const { return barriers + 8 * stage; }
+  __device__ uint32_t empty(int stage) const { return barriers + 8 * (P::kStages + stage); }
+  __device__ uint32_t z(int warp) const { return barriers + 8 * (2 * P::kStages + warp); }
+};
+
+/// The place in the ring after `steps` stages.
+template <class P>
+struct Ring {
+  int stage = 0;
+  uint32_t phase = 0;
+  __device__ __forceinline__ void advance(int steps) {
+    stage += steps;
+    phase ^= uint32_t(stage / P::kStages) & 1;
+    stage %= P::kStages;
+  }
+  __device__ __forceinline__ void next() {
+    if (++stage == P::kStages) stage = 0, phase ^= 1;
+  }
+};
+
+template <class P>
+__device__ __forceinline__ void produce(const Shared<P>& shared, const Maps& maps, const Sizes& s, int rank) {
+  Ring<P> ring;
+  for (int t = int(blockIdx.x) / P::kPair; t < s.tiles; t += int(gridDim.x) / P::kPair) {
+    const Tile tile = tile_at<P>(s, t, rank);
+    for (int step = 0; step < s.k_steps; ++step, ring.next()) {
+      const uint32_t full = shared.full(ring.stage), b = shared.b(ring.stage);
+      barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
+      barrier_expect(full, P::kStage);
+      load_box(shared.a(ring.stage), &maps.a, step * kStepK, tile.row, full);
+      auto load_b = [&](uint32_t to, int x, int y) {
+        if constexpr (P::kPair == 1)
+          load_box(to, &maps.b, x, y, full);
+        else
+          load_box_multicast(to, &maps.b, x, y, full, (1 << P::kPair) - 1);
+      };
+      if constexpr (P::kTransposed) {
+        constexpr int kPart = kStepK / P::kPair;  // rows of k
+#pragma unroll
+        for (int c = 0; c < P::kChunks; ++c)
+          load_b(b + (c * kStepK + rank * kPart) * kSwizzleRow, tile.column + 64 * c,
+                 step * kStepK + rank * kPart);
+      } else {
+        constexpr int kPart = P::kN / P::kPair;  // rows of n
+        load_b(b + rank * kPart * kSwizzleRow, step * kStepK, tile.column + rank * kPart);
+      }
+    }
+  }
+}
+
+/// The sums of a tile, in the order of the ring.
+template <class P>
+__device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], const Shared<P>& shared,
+                                         Ring<P>& ring, int k_steps) {
+  const int lane = int(threadIdx.x) % 32;
+  auto release = [&](int stage) {
+    if constexpr (P::kPair == 1) {
+      if (lane == 0) barrier_arrive(shared.empty(stage));
+    } else {
+      if (lane < P::kPair) barrier_arrive_at(shared.empty(stage), uint32_t(lane));
+    }
+  };
+  int previous = 0;
+  for (int step = 0; step < k_steps; ++step) {
+    barrier_wait(shared.full(ring.stage), ring.phase);
+    const uint64_t a = descriptor_k_major(shared.a(ring.stage));
+    const uint64_t b = P::kTransposed ? descriptor_n_major(shared.b(ring.stage), kStepK * kSwizzleRow)
+                                      : descriptor_k_major(shared.b(ring.stage));
+    wgmma_fence();
+#pragma unroll
+    for (int i = 0; i < kStepK / 16; ++i) {
+#pragma unroll
+      for (int half = 0; half < P::kHalves; ++half)
+        Wgmma<P::kN>::template run<int(P::kTransposed)>(
+            x[half], descriptor_step(a, half * 64 * kSwizzleRow + i * 32),
+            descriptor_step(b, P::kTransposed ? i * 16 * kSwizzleRow : i * 32), step | i);
+    }
+    wgmma_commit();
+    wgmma_wait<1>();
+    if (step > 0) release(previous);
+    previous = ring.stage;
+    ring.next();
+  }
+  wgmma_wait<0>();
+  release(previous);
+}
+
+__device__ __forceinline__ float2 unpack_bf16(uint32_t packed) {
+  return {__uint_as_float(packed << 16), __uint_as_float(packed & 0xffff0000u)};
+}
+__device__ __forceinline__ float2 load_shared2(uint32_t at) {
+  float2 v;
+  asm volatile("ld.shared.v2.f32 {%0, %1}, [%2];" : "=f"(v.x), "=f"(v.y) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ float load_shared(uint32_t at) {
+  float v;
+  asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at) : "memory");
+  return v;
+}
+__device__ __forceinline__ void store_shared(uint32_t at, float v) {
+  asm volatile("st.shared.f32 [%0], %1;" ::"r"(at), "f"(v) : "memory");
+}
+
+/// A warp at the end of its tile: `first` is the row of the matrix of its box in the first 64 rows, `boxes`
+/// where its boxes are.
+template <class P>
+struct Finish {
+  const Maps& maps;
+  const Sizes& s;
+  uint32_t boxes;
+  int lane, row, column;
+
+  /// The 16-byte unit of a box that this lane passes to ldmatrix and stmatrix, 16 columns from 8 j on.
+  __device__ __forceinline__ uint32_t unit(uint32_t box, int j) const {
+    return box + swizzled(lane & 15, j + (lane >> 4));
+  }
+  /// Hands a box to the copy engine.
+  __device__ __forceinline__ void store(const TensorMap& map, uint32_t box, int c, int half) const {
+    fence_for_copies();
+    __syncwarp();
+    if (lane == 0) store_box(&map, column + 64 * c, row + 64 * half, box);
+  }
+  template <int kNewest>
+  __device__ __forceinline__ void wait_read() const {
+    if (lane == 0) store_wait_read<kNewest>();
+    __syncwarp();
+  }
+
+  /// The epilogues of the forward pass. `bias`: where the tile's bias is.
+  __device__ __forceinline__ void forward(const float (&x)[P::kHalves][P::kN / 2], uint32_t bias) const {
+    constexpr bool kKeep = P::kEpilogue == ProductEpilogue::gelu_keep;
+#pragma unroll
+    for (int c = 0; c < P::kChunks; ++c) {
+      if (column + 64 * c >= s.n) break;
+#pragma unroll
+      for (int half = 0; half < P::kHalves; ++half) {
+        if (row + 64 * half >= s.m) break;
+        constexpr int kBoxesOfOne = kKeep ? 2 : 1;
+        const uint32_t box = boxes + (c * P::kHalves + half) * kBoxesOfOne % P::kBoxes * kBox;
+        wait_read<P::kBoxes - kBoxesOfOne>();
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          uint32_t packed[4], kept[4];
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {  // columns of j, of j + 1; rows g, g + 8
+            const float2 add = load_shared2(bias + 4 * (64 * c + 8 * (j + i / 2) + lane % 4 * 2));
+            float2 v{x[half][4 * (8 * c + j) + 2 * i] + add.x, x[half][4 * (8 * c + j) + 2 * i + 1] + add.y};
+            if constexpr (kKeep) {
+              kept[i] = pack_bf16(v.x, v.y);
+              v = unpack_bf16(kept[i]);
+            }
+            if constexpr (P::kEpilogue != ProductEpilogue::bias) v = {gelu_fast(v.x), gelu_fast(v.y)};
+            packed[i] = pack_bf16(v.x, v.y);
+          }
+          stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
+          if constexpr (kKeep) stmatrix(unit(box + kBox, j), kept[0], kept[1], kept[2], kept[3]);
+        }
+        store(maps.d, box, c, half);
+        if constexpr (kKeep) store(maps.z, box + kBox, c, half);
+      }
+    }
+  }
+
+  /// Starts the reading of z into the boxes.
+  __device__ __forceinline__ void fetch_z(uint32_t barrier) const {
+    __syncwarp();
+    if (lane != 0 || row >= s.m) return;
+    store_wait_read<0>();
+    const int halves = P::kHalves == 1 || row + 64 >= s.m ? 1 : 2;
+    const int chunks = min(P::kChunks, int((s.n - column + 63) / 64));
+    barrier_expect(barrier, uint32_t(halves * chunks * kBox));
+    for (int c = 0; c < chunks; ++c)
+      for (int half = 0; half < halves; ++half)
+        load_box(boxes + (c * P::kHalves + half) * kBox, &maps.z, column + 64 * c, row + 64 * half, barrier);
+  }
+
+  /// d = x gelu'(z) in the place of z. `sums`: where the warp's sums over its rows go.
+  __device__ __forceinline__ void gradient(const float (&x)[P::kHalves][P::kN / 2], uint32_t sums) const {
+    const uint32_t spare = boxes + P::kHalves * P::kChunks * kBox;
+#pragma unroll
+    for (int c = 0; c < P::kChunks; ++c) {
+      if (column + 64 * c >= s.n) break;
+      float sum[8][4] = {};
+#pragma unroll
+      for (int half = 0; half < P::kHalves; ++half) {
+        if (row + 64 * half >= s.m) break;
+        const uint32_t box = boxes + (c * P::kHalves + half) * kBox;
+        if (s.activated) wait_read<1>();
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) {
+          uint32_t packed[4], activated[4];
+          ldmatrix_at(packed, unit(box, j));
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float2 z = unpack_bf16(packed[i]);
+            const GeluParts left = gelu_parts(z.x), right = gelu_parts(z.y);
+            packed[i] = pack_bf16(x[half][4 * (8 * c + j) + 2 * i] * gelu_slope_fast(z.x, left),
+                                  x[half][4 * (8 * c + j) + 2 * i + 1] * gelu_slope_fast(z.y, right));
+            if (s.activated) activated[i] = pack_bf16(gelu_fast(z.x, left), gelu_fast(z.y, right));
+          }
+          stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
+          if (s.activated) stmatrix(unit(spare, j), activated[0], activated[1], activated[2], activated[3]);
+        }
+        if (s.activated) store(maps.activated, spare, c, half);
+        store(maps.d, box, c, half);
+        if (s.column_sums != nullptr) add_rows(sum, box);
+      }
+      if (s.column_sums != nullptr && lane < 4) {
+#pragma unroll
+        for (int j = 0; j < 8; ++j) {
+          store_shared(sums + 4 * (64 * c + 8 * j + 2 * lane), sum[j][0]);
+          store_shared(sums + 4 * (64 * c + 8 * j + 2 * lane + 1), sum[j][1]);
+        }
+      }
+    }
+  }
+  /// Adds the 16 rows of a box: a product with ones, whose right operand is the box.
+  __device__ __forceinline__ void add_rows(float (&sum)[8][4], uint32_t box) const {
+    constexpr uint32_t kOnes = 0x3f803f80u;
+    const uint32_t ones[4] = {kOnes, kOnes, kOnes, kOnes};
+#pragma unroll
+    for (int j = 0; j < 8; j += 2) {
+      uint32_t b[4];
+      ldmatrix_transposed_at(b, unit(box, j));
+      mma_bf16(sum[j], ones, b[0], b[1]);
+      mma_bf16(sum[j + 1], ones, b[2], b[3]);
+    }
+  }
+};
+
+template <class P>
+__device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& maps, const Sizes& s, int rank) {
+  const int group = int(threadIdx.x) / kWarpgroup - 1, thread = int(threadIdx.x) % kWarpgroup;
+  const int warp = thread / 32, lane = thread % 32, slot = group * 4 + warp;
+  const uint32_t vectors = shared.vectors + group * 4 * P::kN * 4;
+  const int stride = int(gridDim.x) / P::kPair;
+  uint32_t z_phase = 0, parity = 0;
+  Ring<P> ring;
+  ring.advance(group * s.k_steps);
+  for (int t = int(blockIdx.x) / P::kPair + group * stride; t < s.tiles; t += 2 * stride) {
+    const Tile tile = tile_at<P>(s, t, rank);
+    const Finish<P> finish{
+        maps, s, shared.results + slot * P::kBoxes * kBox, lane, tile.row + warp * kBoxRows, tile.column};
+    // Two places for the bias: a warp may be a tile ahead of its neighbours, never two.
+    const uint32_t bias = vectors + parity * P::kN * 4;
+    if constexpr (P::kGradient) {
+      finish.fetch_z(shared.z(slot));
+    } else {
+      for (int i = thread; i < P::kN; i += kWarpgroup)
+        store_shared(bias + 4 * i,
+                     s.bias != nullptr && tile.column + i < s.n ? float(s.bias[tile.column + i]) : 0.0f);
+    }
+    parity ^= 1;
+    named_sync(1 + group, kWarpgroup);
+    float x[P::kHalves][P::kN / 2];
+    multiply<P>(x, shared, ring, s.k_steps);
+    ring.advance(s.k_steps);  // those of the other warpgroup
+    if constexpr (P::kGradient) {
+      if (finish.row < s.m) {
+        barrier_wait(shared.z(slot), z_phase);
+        z_phase ^= 1;
+      }
+      finish.gradient(x, vectors + warp * P::kN * 4);
+      if (s.column_sums != nullptr) {
+        named_sync(1 + group, kWarpgroup);
+        for (int i = thread; i < P::kN; i += kWarpgroup) {
+          if (tile.column + i >= s.n || tile.row >= s.m) break;
+          float sum = 0;
+          for (int w = 0; w < 4; ++w) sum += load_shared(vectors + (w * P::kN + i) * 4);
+          s.column_sums[int64_t(tile.row / P::kRows) * s.n + tile.column + i] = sum;
+        }
+      }
+    } else {
+      finish.forward(x, bias);
+    }
+  }
+  if (lane == 0) store_wait();
+}
+
+template <class P>
+__global__ void __launch_bounds__(kThreads, 1)
+    fused_product_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Sizes s) {
+  extern __shared__ unsigned char memory[];
+  const Shared<P> shared(memory);
+  const int rank = int(blockIdx.x) % P::kPair;
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < P::kStages; ++i) {
+      barrier_init(shared.full(i), 1);
+      barrier_init(shared.empty(i), 4 * P::kPair);  // the warps of a warpgroup, of each block
+    }
+    for (int i = 0; i < kWarps; ++i) barrier_init(shared.z(i), 1);
+    barrier_init_fence();
+  }
+  __syncthreads();
+  if constexpr (P::kPair > 1) cluster_sync();
+  if (threadIdx.x < kWarpgroup) {
+    fewer_registers<40>();
+    if (threadIdx.x == 0) produce<P>(shared, maps, s, rank);
+  } else {
+    more_registers<232>();
+    consume<P>(shared, maps, s, rank);
+  }
+  // A block's barriers live until its partner has arrived at them for the last time.
+  if constexpr (P::kPair > 1) {
+    __syncwarp();
+    cluster_sync();
+  }
+}
+
+/// out[c] = sum over rows of x[r, c]: a warp adds every eighth row of 32 columns.
+__global__ void add_partial_sums_kernel(const float* x, float* out, int64_t rows, int64_t columns) {
+  constexpr int kLanes = 32, kParts = 8;
+  __shared__ float parts[kParts][kLanes];
+  const int64_t column = int64_t(blockIdx.x) * kLanes + threadIdx.x;
+  float sum = 0;
+  if (column < columns)
+    for (int64_t r = threadIdx.y; r < rows; r += kParts) sum += x[r * columns + column];
+  parts[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y != 0 || column >= columns) return;
+  for (int p = 1; p < kParts; ++p) sum += parts[p][threadIdx.x];
+  out[column] = sum;
+}
+
+struct TileShape {
+  int rows, columns, pair;
+  const char* name;
+};
+constexpr TileShape kTiles[] = {{64, 64, 1, "64x64"},          {128, 128, 2, "128x128, pairs"},
+                                {64, 192, 2, "64x192, pairs"}, {64, 256, 2, "64x256, pairs"},
+                                {128, 128, 1, "128x128"},      {128, 192, 2, "128x192, pairs"}};
+constexpr int kTileCount = int(std::size(kTiles));
+
+}  // namespace
+
+int fused_product_tiles() { return kTileCount; }
+const char* fused_product_tile_name(int tile) { return kTiles[tile].name; }
+
+namespace {
+
+/// Cycles a multiprocessor takes for the product with one shape of tile; see README.md.
+double predicted_cycles(const FusedProduct& p, const TileShape& t) {
+  const double sms = device_limits().sm_count;
+  const double tiles =
+      double(div_up<int64_t>(p.m, t.rows * t.pair)) * double(div_up<int64_t>(p.n, t.columns));
+  const double rounds = std::ceil(tiles * t.pair / (int(sms) / t.pair * t.pair));
+  const double steps = double(div_up<int64_t>(p.k, kStepK));
+  const double products = steps * t.rows * t.columns / 32;                // tensor cores
+  const double fetch = steps * (t.rows + t.columns / t.pair) * 128 / 40;  // 40 bytes a cycle from L2
+  const double per_element[] = {5, 16, 18, 26};                           // instructions of the epilogue
+  const double epilogue = per_element[int(p.epilogue)] * t.rows * t.columns / 128 + 800;
+  return rounds * std::max({products, fetch, epilogue}) + steps * 150 + epilogue;
+}
+
+template <class P>
+void launch(const FusedProduct& p, cudaStream_t stream) {
+  const int sms = device_limits().sm_count;
+  Maps maps{};
+  maps.a = tensor_map(p.a, p.m, p.k, P::kRows);
+  maps.b = P::kTransposed ? tensor_map(p.b, p.k, p.n, kStepK / P::kPair)
+                          : tensor_map(p.b, p.n, p.k, P::kN / P::kPair);
+  maps.d = tensor_map(p.d, p.m, p.n, kBoxRows);
+  if (p.z != nullptr) maps.z = tensor_map(p.z, p.m, p.n, kBoxRows);
+  const bool activated = P::kGradient && p.activated != nullptr;
+  if (activated) maps.activated = tensor_map(p.activated, p.m, p.n, kBoxRows);
+  const bool sums = P::kGradient && p.bias_gradient != nullptr;
+  const int64_t tiles_n = div_up<int64_t>(p.n, P::kN);
+  const int64_t tiles = div_up<int64_t>(p.m, P::kRows * P::kPair) * tiles_n;
+  const Sizes sizes{p.n,        int(p.m), int(div_up<int64_t>(p.k, kStepK)), int(tiles_n),
+                    int(tiles), p.bias,   sums ? p.scratch : nullptr,        activated};
+
+  allow_shared(fused_product_kernel<P>, "fused_product", P::kShared);
+  cudaLaunchConfig_t config = {};
+  cudaLaunchAttribute attribute = {};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(P::kPair), 1, 1};
+  config.gridDim = dim3(unsigned(std::min<int64_t>(tiles, sms / P::kPair) * P::kPair));
+  config.blockDim = dim3(kThreads);
+  config.dynamicSmemBytes = P::kShared;
+  config.stream = stream;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  OCCAM_CUDA_CHECK(cudaLaunchKernelEx(&config, fused_product_kernel<P>, maps, sizes));
+  check_launch("fused_product", stream);
+  if (!sums) return;
+  add_partial_sums_kernel<<<unsigned(div_up<int64_t>(p.n, 32)), dim3(32, 8), 0, stream>>>(
+      p.scratch, p.bias_gradient, div_up<int64_t>(p.m, P::kRows), p.n);
+  check_launch("add_partial_sums", stream);
+}
+
+template <ProductEpilogue kE, bool kT>
+void launch(const FusedProduct& p, int tile, cudaStream_t stream) {
+  switch (tile) {
+    case 0:
+      return launch<Plan<64, 64, 1, kE, kT>>(p, stream);
+    case 1:
+      return launch<Plan<128, 128, 2, kE, kT>>(p, stream);
+    case 2:
+      return launch<Plan<64, 192, 2, kE, kT>>(p, stream);
+    case 3:
+      return launch<Plan<64, 256, 2, kE, kT>>(p, stream);
+    case 4:
+      return launch<Plan<128, 128, 1, kE, kT>>(p, stream);
+    default:
+      return launch<Plan<128, 192, 2, kE, kT>>(p, stream);
+  }
+}
+
+}  // namespace
+
+int fused_product_tile(const FusedProduct& p) {
+  if (p.tile >= 0) return p.tile;
+  int best = 0;
+  for (int i = 1; i < kTileCount; ++i)
+    if (predicted_cycles(p, kTiles[i]) < predicted_cycles(p, kTiles[best])) best = i;
+  return best;
+}
+
+bool fused_product_supported(const FusedProduct& p) {
+  constexpr int64_t kMost = int64_t(1) << 30;
+  const bool gradient = p.epilogue == ProductEpilogue::gelu_gradient;
+  if (p.m < 1 || p.n < 1 || p.k < 1 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
+  if (p.n % 8 != 0 || p.k % 8 != 0 || div_up<int64_t>(p.m, 64) * div_up<int64_t>(p.n, 64) > kMost)
+    return false;
+  if (!aligned16(p.a, p.b, p.d, p.z, p.activated)) return false;
+  if (p.b_transposed != gradient && p.epilogue != ProductEpilogue::bias) return false;
+  return device_limits().capability == 90 && tensor_maps_supported();
+}
+
+int64_t fused_product_scratch(const FusedProduct& p) {
+  if (p.epilogue != ProductEpilogue::gelu_gradient) return 0;
+  return div_up<int64_t>(p.m, kTiles[fused_product_tile(p)].rows) * p.n;
+}
+
+void fused_product(const FusedProduct& p, void* stream) {
+  const int tile = fused_product_tile(p);
+  switch (p.epilogue) {
+    case ProductEpilogue::bias:
+      if (p.b_transposed) return launch<ProductEpilogue::bias, true>(p, tile, as_stream(stream));
+      return launch<ProductEpilogue::bias, false>(p, tile, as_stream(stream));
+    case ProductEpilogue::gelu:
+      return launch<ProductEpilogue::gelu, false>(p, tile, as_stream(stream));
+    case ProductEpilogue::gelu_keep:
+      return launch<ProductEpilogue::gelu_keep, false>(p, tile, as_stream(stream));
+    case ProductEpilogue::gelu_gradient:
+      return launch<ProductEpilogue::gelu_gradient, true>(p, tile, as_stream(stream));
+  }
+}
 
 }  // namespace occam::kernels
