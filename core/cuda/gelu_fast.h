@@ -13,7 +13,7 @@
 //     |gelu_fast - gelu| <= 2^-16 |gelu|  for x >= -5,   <= 2^-33 below
 //     |gelu_slope_fast - gelu'| <= 2^-16
 //
-// which is 1/128 of the rounding to bf16 that follows. NaN stays NaN.
+// which is 1/256 of the rounding to bf16 that follows. NaN stays NaN.
 #include <cmath>
 #include <cstdint>
 

@@ -64,6 +64,11 @@ __device__ __forceinline__ void named_sync(int id, int threads) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory");
 }
 
+/// Counts for the others at `id` without waiting.
+__device__ __forceinline__ void named_arrive(int id, int threads) {
+  asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory");
+}
+
 // Copies of boxes. Elements outside the matrix are read as 0 and not written; x is the column.
 
 __device__ __forceinline__ void prefetch_map(const TensorMap* map) {

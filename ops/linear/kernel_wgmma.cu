@@ -36,15 +36,17 @@ struct Sizes {
   bool activated;
 };
 
-template <int kR, int kN_, int kPair_, ProductEpilogue kE, bool kT>
+template <int kR, int kN_, int kPair_, bool kTogether_, ProductEpilogue kE, bool kT>
 struct Plan {
+  static constexpr bool kTogether = kTogether_;
   static constexpr int kRows = kR, kN = kN_, kPair = kPair_;
   static constexpr ProductEpilogue kEpilogue = kE;
   static constexpr bool kTransposed = kT;
   static constexpr bool kGradient = kEpilogue == ProductEpilogue::gelu_gradient;
   static constexpr int kHalves = kRows / 64;  // products of 64 rows that a warpgroup makes of a tile
   static constexpr int kChunks = kN / 64;     // of 64 columns
-  static constexpr int kBytesA = kRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
+  static constexpr int kTileRows = kTogether ? 2 * kRows : kRows;
+  static constexpr int kBytesA = kTileRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
   static constexpr int kStage = kBytesA + kBytesB;
   /// Boxes a warp has for results. The gradient reads all of its part of z into them before it multiplies and
   /// has one more for gelu(z).
@@ -64,7 +66,7 @@ struct Tile {
 };
 template <class P>
 __device__ __forceinline__ Tile tile_at(const Sizes& s, int tile, int rank) {
-  return {(tile / s.tiles_n * P::kPair + rank) * P::kRows, tile % s.tiles_n * P::kN};
+  return {(tile / s.tiles_n * P::kPair + rank) * P::kTileRows, tile % s.tiles_n * P::kN};
 }
 
 /// Where the parts of shared memory are.
@@ -129,11 +131,17 @@ __device__ __forceinline__ void produce(const Shared<P>& shared, const Maps& map
   }
 }
 
+/// Named barriers of a warpgroup: of its own threads, and to take its turn. A barrier in shared memory tells
+/// phases by parity, so nobody may wait for a stage's use before the use before that has ended: a warpgroup
+/// begins when the other has seen the last stage of its tile.
+__device__ __forceinline__ int own_of(int group) { return 1 + group; }
+__device__ __forceinline__ int turn_of(int group) { return 3 + group; }
+
 /// The sums of a tile, in the order of the ring.
 template <class P>
 __device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], const Shared<P>& shared,
-                                         Ring<P>& ring, int k_steps) {
-  const int lane = int(threadIdx.x) % 32;
+                                         Ring<P>& ring, int k_steps, int group) {
+  const int lane = int(threadIdx.x) % 32, first_row = P::kTogether ? group * P::kRows : 0;
   auto release = [&](int stage) {
     if constexpr (P::kPair == 1) {
       if (lane == 0) barrier_arrive(shared.empty(stage));
@@ -144,7 +152,7 @@ __device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], cons
   int previous = 0;
   for (int step = 0; step < k_steps; ++step) {
     barrier_wait(shared.full(ring.stage), ring.phase);
-    const uint64_t a = descriptor_k_major(shared.a(ring.stage));
+    const uint64_t a = descriptor_k_major(shared.a(ring.stage) + first_row * kSwizzleRow);
     const uint64_t b = P::kTransposed ? descriptor_n_major(shared.b(ring.stage), kStepK * kSwizzleRow)
                                       : descriptor_k_major(shared.b(ring.stage));
     wgmma_fence();
@@ -162,6 +170,7 @@ __device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], cons
     previous = ring.stage;
     ring.next();
   }
+  if (!P::kTogether) named_arrive(turn_of(group ^ 1), 2 * kWarpgroup);
   wgmma_wait<0>();
   release(previous);
 }
@@ -223,10 +232,12 @@ struct Finish {
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
           uint32_t packed[4], kept[4];
+          const uint32_t at = bias + 4 * (64 * c + 8 * j + lane % 4 * 2);
+          const float2 add[2] = {load_shared2(at), load_shared2(at + 32)};
 #pragma unroll
-          for (int i = 0; i < 4; ++i) {  // columns of j, of j + 1; rows g, g + 8
-            const float2 add = load_shared2(bias + 4 * (64 * c + 8 * (j + i / 2) + lane % 4 * 2));
-            float2 v{x[half][4 * (8 * c + j) + 2 * i] + add.x, x[half][4 * (8 * c + j) + 2 * i + 1] + add.y};
+          for (int i = 0; i < 4; ++i) {  // rows g, g + 8 of the 8 columns j, then of j + 1
+            float2 v{x[half][4 * (8 * c + j) + 2 * i] + add[i / 2].x,
+                     x[half][4 * (8 * c + j) + 2 * i + 1] + add[i / 2].y};
             if constexpr (kKeep) {
               kept[i] = pack_bf16(v.x, v.y);
               v = unpack_bf16(kept[i]);
@@ -315,12 +326,18 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
   const int group = int(threadIdx.x) / kWarpgroup - 1, thread = int(threadIdx.x) % kWarpgroup;
   const int warp = thread / 32, lane = thread % 32, slot = group * 4 + warp;
   const uint32_t vectors = shared.vectors + group * 4 * P::kN * 4;
-  const int stride = int(gridDim.x) / P::kPair;
+  const int stride = int(gridDim.x) / P::kPair, first_row = P::kTogether ? group * P::kRows : 0;
+  constexpr int kTurns = P::kTogether ? 1 : 2;
   uint32_t z_phase = 0, parity = 0;
   Ring<P> ring;
-  ring.advance(group * s.k_steps);
-  for (int t = int(blockIdx.x) / P::kPair + group * stride; t < s.tiles; t += 2 * stride) {
-    const Tile tile = tile_at<P>(s, t, rank);
+  if (!P::kTogether) {
+    ring.advance(group * s.k_steps);
+    if (group == 1) named_arrive(turn_of(0), 2 * kWarpgroup);
+  }
+  for (int t = int(blockIdx.x) / P::kPair + (P::kTogether ? 0 : group * stride); t < s.tiles;
+       t += kTurns * stride) {
+    Tile tile = tile_at<P>(s, t, rank);
+    tile.row += first_row;
     const Finish<P> finish{
         maps, s, shared.results + slot * P::kBoxes * kBox, lane, tile.row + warp * kBoxRows, tile.column};
     // Two places for the bias: a warp may be a tile ahead of its neighbours, never two.
@@ -333,10 +350,13 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
                      s.bias != nullptr && tile.column + i < s.n ? float(s.bias[tile.column + i]) : 0.0f);
     }
     parity ^= 1;
-    named_sync(1 + group, kWarpgroup);
+    if constexpr (P::kTogether)
+      named_sync(own_of(group), kWarpgroup);
+    else
+      named_sync(turn_of(group), 2 * kWarpgroup);
     float x[P::kHalves][P::kN / 2];
-    multiply<P>(x, shared, ring, s.k_steps);
-    ring.advance(s.k_steps);  // those of the other warpgroup
+    multiply<P>(x, shared, ring, s.k_steps, group);
+    if (!P::kTogether) ring.advance(s.k_steps);  // those of the other warpgroup
     if constexpr (P::kGradient) {
       if (finish.row < s.m) {
         barrier_wait(shared.z(slot), z_phase);
@@ -344,7 +364,7 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
       }
       finish.gradient(x, vectors + warp * P::kN * 4);
       if (s.column_sums != nullptr) {
-        named_sync(1 + group, kWarpgroup);
+        named_sync(own_of(group), kWarpgroup);
         for (int i = thread; i < P::kN; i += kWarpgroup) {
           if (tile.column + i >= s.n || tile.row >= s.m) break;
           float sum = 0;
@@ -366,9 +386,12 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Shared<P> shared(memory);
   const int rank = int(blockIdx.x) % P::kPair;
   if (threadIdx.x == 0) {
+    prefetch_map(&maps.a);
+    prefetch_map(&maps.b);
+    prefetch_map(&maps.d);
     for (int i = 0; i < P::kStages; ++i) {
       barrier_init(shared.full(i), 1);
-      barrier_init(shared.empty(i), 4 * P::kPair);  // the warps of a warpgroup, of each block
+      barrier_init(shared.empty(i), (P::kTogether ? 8 : 4) * P::kPair);  // warps that read a stage
     }
     for (int i = 0; i < kWarps; ++i) barrier_init(shared.z(i), 1);
     barrier_init_fence();
@@ -406,11 +429,16 @@ __global__ void add_partial_sums_kernel(const float* x, float* out, int64_t rows
 
 struct TileShape {
   int rows, columns, pair;
+  bool together;
   const char* name;
 };
-constexpr TileShape kTiles[] = {{64, 64, 1, "64x64"},          {128, 128, 2, "128x128, pairs"},
-                                {64, 192, 2, "64x192, pairs"}, {64, 256, 2, "64x256, pairs"},
-                                {128, 128, 1, "128x128"},      {128, 192, 2, "128x192, pairs"}};
+constexpr TileShape kTiles[] = {{64, 64, 1, false, "64x64"},
+                                {128, 128, 2, false, "128x128, pairs"},
+                                {64, 192, 2, false, "64x192, pairs"},
+                                {64, 256, 2, false, "64x256, pairs"},
+                                {128, 128, 1, false, "128x128"},
+                                {64, 256, 2, true, "128x256, together, pairs"},
+                                {128, 128, 2, true, "256x128, together, pairs"}};
 constexpr int kTileCount = int(std::size(kTiles));
 
 }  // namespace
@@ -423,8 +451,8 @@ namespace {
 /// Cycles a multiprocessor takes for the product with one shape of tile; see README.md.
 double predicted_cycles(const FusedProduct& p, const TileShape& t) {
   const double sms = device_limits().sm_count;
-  const double tiles =
-      double(div_up<int64_t>(p.m, t.rows * t.pair)) * double(div_up<int64_t>(p.n, t.columns));
+  const double tiles = double(div_up<int64_t>(p.m, (t.together ? 2 : 1) * t.rows * t.pair)) *
+                       double(div_up<int64_t>(p.n, t.columns));
   const double rounds = std::ceil(tiles * t.pair / (int(sms) / t.pair * t.pair));
   const double steps = double(div_up<int64_t>(p.k, kStepK));
   const double products = steps * t.rows * t.columns / 32;                // tensor cores
@@ -438,7 +466,7 @@ template <class P>
 void launch(const FusedProduct& p, cudaStream_t stream) {
   const int sms = device_limits().sm_count;
   Maps maps{};
-  maps.a = tensor_map(p.a, p.m, p.k, P::kRows);
+  maps.a = tensor_map(p.a, p.m, p.k, P::kTileRows);
   maps.b = P::kTransposed ? tensor_map(p.b, p.k, p.n, kStepK / P::kPair)
                           : tensor_map(p.b, p.n, p.k, P::kN / P::kPair);
   maps.d = tensor_map(p.d, p.m, p.n, kBoxRows);
@@ -447,7 +475,7 @@ void launch(const FusedProduct& p, cudaStream_t stream) {
   if (activated) maps.activated = tensor_map(p.activated, p.m, p.n, kBoxRows);
   const bool sums = P::kGradient && p.bias_gradient != nullptr;
   const int64_t tiles_n = div_up<int64_t>(p.n, P::kN);
-  const int64_t tiles = div_up<int64_t>(p.m, P::kRows * P::kPair) * tiles_n;
+  const int64_t tiles = div_up<int64_t>(p.m, P::kTileRows * P::kPair) * tiles_n;
   const Sizes sizes{p.n,        int(p.m), int(div_up<int64_t>(p.k, kStepK)), int(tiles_n),
                     int(tiles), p.bias,   sums ? p.scratch : nullptr,        activated};
 
@@ -474,17 +502,19 @@ template <ProductEpilogue kE, bool kT>
 void launch(const FusedProduct& p, int tile, cudaStream_t stream) {
   switch (tile) {
     case 0:
-      return launch<Plan<64, 64, 1, kE, kT>>(p, stream);
+      return launch<Plan<64, 64, 1, false, kE, kT>>(p, stream);
     case 1:
-      return launch<Plan<128, 128, 2, kE, kT>>(p, stream);
+      return launch<Plan<128, 128, 2, false, kE, kT>>(p, stream);
     case 2:
-      return launch<Plan<64, 192, 2, kE, kT>>(p, stream);
+      return launch<Plan<64, 192, 2, false, kE, kT>>(p, stream);
     case 3:
-      return launch<Plan<64, 256, 2, kE, kT>>(p, stream);
+      return launch<Plan<64, 256, 2, false, kE, kT>>(p, stream);
     case 4:
-      return launch<Plan<128, 128, 1, kE, kT>>(p, stream);
+      return launch<Plan<128, 128, 1, false, kE, kT>>(p, stream);
+    case 5:
+      return launch<Plan<64, 256, 2, true, kE, kT>>(p, stream);
     default:
-      return launch<Plan<128, 192, 2, kE, kT>>(p, stream);
+      return launch<Plan<128, 128, 2, true, kE, kT>>(p, stream);
   }
 }
 
