@@ -205,10 +205,8 @@ struct Finish {
   __device__ __forceinline__ uint32_t unit(uint32_t box, int j) const {
     return box + swizzled(lane & 15, j + (lane >> 4));
   }
-  /// Hands a box to the copy engine.
+  /// Hands a box to the copy engine, behind a fence_for_copies and a __syncwarp.
   __device__ __forceinline__ void store(const TensorMap& map, uint32_t box, int c, int half) const {
-    fence_for_copies();
-    __syncwarp();
     if (lane == 0) store_box(&map, column + 64 * c, row + 64 * half, box);
   }
   template <int kNewest>
@@ -217,27 +215,32 @@ struct Finish {
     __syncwarp();
   }
 
-  /// The epilogues of the forward pass. `bias`: where the tile's bias is.
-  __device__ __forceinline__ void forward(const float (&x)[P::kHalves][P::kN / 2], uint32_t bias) const {
+  /// The epilogues of the forward pass. `bias`: where the tile's bias is. Boxes (for gelu_keep pairs of them)
+  /// are used in turn, `place` is the next; the one before may still be on its way.
+  __device__ __forceinline__ void forward(const float (&x)[P::kHalves][P::kN / 2], uint32_t bias,
+                                          uint32_t& place) const {
     constexpr bool kKeep = P::kEpilogue == ProductEpilogue::gelu_keep;
+    constexpr int kOutputs = kKeep ? 2 : 1;
+    static_assert(P::kBoxes == 2 * kOutputs);
 #pragma unroll
     for (int c = 0; c < P::kChunks; ++c) {
       if (column + 64 * c >= s.n) break;
+      float2 add[8];
+#pragma unroll
+      for (int j = 0; j < 8; ++j) add[j] = load_shared2(bias + 4 * (64 * c + 8 * j + lane % 4 * 2));
 #pragma unroll
       for (int half = 0; half < P::kHalves; ++half) {
         if (row + 64 * half >= s.m) break;
-        constexpr int kBoxesOfOne = kKeep ? 2 : 1;
-        const uint32_t box = boxes + (c * P::kHalves + half) * kBoxesOfOne % P::kBoxes * kBox;
-        wait_read<P::kBoxes - kBoxesOfOne>();
+        const uint32_t box = boxes + place * kOutputs * kBox;
+        place ^= 1;
+        wait_read<kOutputs>();
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
           uint32_t packed[4], kept[4];
-          const uint32_t at = bias + 4 * (64 * c + 8 * j + lane % 4 * 2);
-          const float2 add[2] = {load_shared2(at), load_shared2(at + 32)};
 #pragma unroll
           for (int i = 0; i < 4; ++i) {  // rows g, g + 8 of the 8 columns j, then of j + 1
-            float2 v{x[half][4 * (8 * c + j) + 2 * i] + add[i / 2].x,
-                     x[half][4 * (8 * c + j) + 2 * i + 1] + add[i / 2].y};
+            float2 v{x[half][4 * (8 * c + j) + 2 * i] + add[j + i / 2].x,
+                     x[half][4 * (8 * c + j) + 2 * i + 1] + add[j + i / 2].y};
             if constexpr (kKeep) {
               kept[i] = pack_bf16(v.x, v.y);
               v = unpack_bf16(kept[i]);
@@ -248,6 +251,8 @@ struct Finish {
           stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
           if constexpr (kKeep) stmatrix(unit(box + kBox, j), kept[0], kept[1], kept[2], kept[3]);
         }
+        fence_for_copies();
+        __syncwarp();
         store(maps.d, box, c, half);
         if constexpr (kKeep) store(maps.z, box + kBox, c, half);
       }
@@ -279,13 +284,15 @@ struct Finish {
         if (row + 64 * half >= s.m) break;
         const uint32_t box = boxes + (c * P::kHalves + half) * kBox;
         if (s.activated) wait_read<1>();
+        uint32_t given[4][4];
+#pragma unroll
+        for (int j = 0; j < 8; j += 2) ldmatrix_at(given[j / 2], unit(box, j));
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
           uint32_t packed[4], activated[4];
-          ldmatrix_at(packed, unit(box, j));
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
-            const float2 z = unpack_bf16(packed[i]);
+            const float2 z = unpack_bf16(given[j / 2][i]);
             const GeluParts left = gelu_parts(z.x), right = gelu_parts(z.y);
             packed[i] = pack_bf16(x[half][4 * (8 * c + j) + 2 * i] * gelu_slope_fast(z.x, left),
                                   x[half][4 * (8 * c + j) + 2 * i + 1] * gelu_slope_fast(z.y, right));
@@ -294,6 +301,8 @@ struct Finish {
           stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
           if (s.activated) stmatrix(unit(spare, j), activated[0], activated[1], activated[2], activated[3]);
         }
+        fence_for_copies();
+        __syncwarp();
         if (s.activated) store(maps.activated, spare, c, half);
         store(maps.d, box, c, half);
         if (s.column_sums != nullptr) add_rows(sum, box);
@@ -328,7 +337,7 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
   const uint32_t vectors = shared.vectors + group * 4 * P::kN * 4;
   const int stride = int(gridDim.x) / P::kPair, first_row = P::kTogether ? group * P::kRows : 0;
   constexpr int kTurns = P::kTogether ? 1 : 2;
-  uint32_t z_phase = 0, parity = 0;
+  uint32_t z_phase = 0, parity = 0, place = 0;
   Ring<P> ring;
   if (!P::kTogether) {
     ring.advance(group * s.k_steps);
@@ -373,7 +382,7 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
         }
       }
     } else {
-      finish.forward(x, bias);
+      finish.forward(x, bias, place);
     }
   }
   if (lane == 0) store_wait();
@@ -399,10 +408,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   __syncthreads();
   if constexpr (P::kPair > 1) cluster_sync();
   if (threadIdx.x < kWarpgroup) {
-    fewer_registers<40>();
+    fewer_registers<24>();
     if (threadIdx.x == 0) produce<P>(shared, maps, s, rank);
   } else {
-    more_registers<232>();
+    more_registers<240>();
     consume<P>(shared, maps, s, rank);
   }
   // A block's barriers live until its partner has arrived at them for the last time.
@@ -412,13 +421,14 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
 }
 
-/// out[c] = sum over rows of x[r, c]: a warp adds every eighth row of 32 columns.
+/// out[c] = sum over rows of x[r, c]: a warp adds every 32nd row of 32 columns.
 __global__ void add_partial_sums_kernel(const float* x, float* out, int64_t rows, int64_t columns) {
-  constexpr int kLanes = 32, kParts = 8;
+  constexpr int kLanes = 32, kParts = 32;
   __shared__ float parts[kParts][kLanes];
   const int64_t column = int64_t(blockIdx.x) * kLanes + threadIdx.x;
   float sum = 0;
   if (column < columns)
+#pragma unroll 4
     for (int64_t r = threadIdx.y; r < rows; r += kParts) sum += x[r * columns + column];
   parts[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
@@ -433,12 +443,13 @@ struct TileShape {
   const char* name;
 };
 constexpr TileShape kTiles[] = {{64, 64, 1, false, "64x64"},
-                                {128, 128, 2, false, "128x128, pairs"},
-                                {64, 192, 2, false, "64x192, pairs"},
-                                {64, 256, 2, false, "64x256, pairs"},
                                 {128, 128, 1, false, "128x128"},
+                                {128, 128, 2, false, "128x128, pairs"},
+                                {64, 192, 1, false, "64x192"},
+                                {128, 192, 1, false, "128x192"},
+                                {128, 192, 2, false, "128x192, pairs"},
                                 {64, 256, 2, true, "128x256, together, pairs"},
-                                {128, 128, 2, true, "256x128, together, pairs"}};
+                                {64, 256, 1, true, "128x256, together"}};
 constexpr int kTileCount = int(std::size(kTiles));
 
 }  // namespace
@@ -493,7 +504,7 @@ void launch(const FusedProduct& p, cudaStream_t stream) {
   OCCAM_CUDA_CHECK(cudaLaunchKernelEx(&config, fused_product_kernel<P>, maps, sizes));
   check_launch("fused_product", stream);
   if (!sums) return;
-  add_partial_sums_kernel<<<unsigned(div_up<int64_t>(p.n, 32)), dim3(32, 8), 0, stream>>>(
+  add_partial_sums_kernel<<<unsigned(div_up<int64_t>(p.n, 32)), dim3(32, 32), 0, stream>>>(
       p.scratch, p.bias_gradient, div_up<int64_t>(p.m, P::kRows), p.n);
   check_launch("add_partial_sums", stream);
 }
@@ -504,17 +515,21 @@ void launch(const FusedProduct& p, int tile, cudaStream_t stream) {
     case 0:
       return launch<Plan<64, 64, 1, false, kE, kT>>(p, stream);
     case 1:
-      return launch<Plan<128, 128, 2, false, kE, kT>>(p, stream);
-    case 2:
-      return launch<Plan<64, 192, 2, false, kE, kT>>(p, stream);
-    case 3:
-      return launch<Plan<64, 256, 2, false, kE, kT>>(p, stream);
-    case 4:
       return launch<Plan<128, 128, 1, false, kE, kT>>(p, stream);
+    case 2:
+      return launch<Plan<128, 128, 2, false, kE, kT>>(p, stream);
+    case 3:
+      return launch<Plan<64, 192, 1, false, kE, kT>>(p, stream);
+    case 4:
+      if constexpr (kE != ProductEpilogue::gelu_gradient)
+        return launch<Plan<128, 192, 1, false, kE, kT>>(p, stream);
     case 5:
+      if constexpr (kE != ProductEpilogue::gelu_gradient)
+        return launch<Plan<128, 192, 2, false, kE, kT>>(p, stream);
+    case 6:
       return launch<Plan<64, 256, 2, true, kE, kT>>(p, stream);
     default:
-      return launch<Plan<128, 128, 2, true, kE, kT>>(p, stream);
+      return launch<Plan<64, 256, 1, true, kE, kT>>(p, stream);
   }
 }
 
