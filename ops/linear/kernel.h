@@ -32,7 +32,14 @@ struct FusedProduct {
   float* bias_gradient = nullptr;  // gelu_gradient, [n] or none
   float* scratch = nullptr;        // fused_product_scratch() floats, when there is a bias_gradient
   ProductEpilogue epilogue = ProductEpilogue::bias;
+  int tile = -1;  // the shape of tile by its number, for tests and measurements; -1: a model of the time chooses
 };
+
+/// The shapes of tile there are, and "128x128, pairs" of one.
+int fused_product_tiles();
+const char* fused_product_tile_name(int tile);
+/// The choice for this product.
+int fused_product_tile(const FusedProduct& product);
 
 /// Whether this device (Hopper), these sizes and these pointers can be served; the caller has another way.
 bool fused_product_supported(const FusedProduct& product);

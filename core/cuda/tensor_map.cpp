@@ -1,0 +1,58 @@
+#include "core/cuda/tensor_map.h"
+
+#include <cuda.h>
+#include <cuda_runtime_api.h>
+#include <fmt/format.h>
+
+#include <cstring>
+
+#include "core/error.h"
+
+namespace occam::cuda {
+
+namespace {
+
+using Encode = CUresult (*)(CUtensorMap*, CUtensorMapDataType, cuuint32_t, void*, const cuuint64_t*,
+                            const cuuint64_t*, const cuuint32_t*, const cuuint32_t*, CUtensorMapInterleave,
+                            CUtensorMapSwizzle, CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/// The driver's function, asked for through the runtime: nothing links libcuda.
+Encode encode() noexcept {
+  static const Encode function = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult status = cudaDriverEntryPointSymbolNotFound;
+    if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                         &status) != cudaSuccess) {
+      (void)cudaGetLastError();
+      return Encode(nullptr);
+    }
+    return status == cudaDriverEntryPointSuccess ? reinterpret_cast<Encode>(found) : Encode(nullptr);
+  }();
+  return function;
+}
+
+}  // namespace
+
+bool tensor_maps_supported() noexcept { return encode() != nullptr; }
+
+TensorMap tensor_map(const bf16* data, int64_t rows, int64_t columns, int box_rows) {
+  static_assert(sizeof(TensorMap) == sizeof(CUtensorMap) && alignof(TensorMap) >= alignof(CUtensorMap));
+  if (encode() == nullptr) fail(ErrorKind::device, "this driver has no cuTensorMapEncodeTiled");
+  const cuuint64_t sizes[2] = {cuuint64_t(columns), cuuint64_t(rows)};
+  const cuuint64_t strides[1] = {cuuint64_t(columns) * sizeof(bf16)};
+  const cuuint32_t box[2] = {64, cuuint32_t(box_rows)};
+  const cuuint32_t steps[2] = {1, 1};
+  CUtensorMap map;
+  const CUresult status =
+      encode()(&map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<bf16*>(data), sizes, strides, box, steps,
+               CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+               CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  if (status != CUDA_SUCCESS)
+    fail(ErrorKind::device, fmt::format("no tensor map for a bf16 matrix [{},{}] at {} (status {})", rows,
+                                        columns, static_cast<const void*>(data), int(status)));
+  TensorMap result;
+  std::memcpy(&result, &map, sizeof map);
+  return result;
+}
+
+}  // namespace occam::cuda
