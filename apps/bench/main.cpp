@@ -1,195 +1,279 @@
-// How fast a model is here: inference and training steps on images that are already on the device.
+// How fast models, ops and the steps of a ladder are here, and the rows of the comparison with PyTorch.
 #include <fmt/format.h>
 
-#include <algorithm>
-#include <chrono>
-#include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "apps/bench/ladder.h"
+#include "apps/bench/model.h"
+#include "apps/bench/op.h"
+#include "apps/bench/rows.h"
 #include "apps/common/model.h"
 #include "apps/common/progress.h"
-#include "core/allocator.h"
 #include "core/check.h"
-#include "core/grad_mode.h"
 #include "core/report/html.h"
-#include "core/rng.h"
-#include "nn/plan.h"
-#include "nn/train/loop.h"
-#include "nn/train/loss.h"
 
 namespace occam {
 namespace {
 
-struct Config : CommonConfig {
-  ModelConfig model;
-  std::vector<std::string> modes{"infer", "train"};
-  std::vector<int64_t> batches;
+struct BenchConfig {
+  std::vector<std::string> mode{"infer", "train"};
+  std::vector<int64_t> batch;
+  std::string metrics = "all", mixer = "bilstm", input = "device", file = "runs/bench/agree";
   int64_t samples = 20;
   double sample_s = 0.1;
+  bool tiny = false;
+
+  template <class V>
+  void visit(V& v) {
+    v("mode", mode,
+      "model: forward; forward, loss, backward and AdamW; forward with the statistics of every attention; a "
+      "teacher-forced step of distillation's first stage. One or a list",
+      Choices{"infer", "train", "profile", "distill"}, Shorthand{});
+    v("batch", batch, "model, op: images at a time, one or a list; unset: 1 and 8, on a GPU 1 and 256",
+      Range{1, 1 << 16});
+    v("metrics", metrics, "profile: all, or the ones that need no order of a row's entries",
+      Choices{"all", "streaming"});
+    v("mixer", mixer, "distill: what takes attention's place in every block");
+    v("input", input, "train: one batch that is on the device, or batches of the loader from `data`",
+      Choices{"device", "loader"});
+    v("file", file, "agree: writes FILE.safetensors and FILE.io.safetensors");
+    v("samples", samples, "timings of which the median is taken", Range{3, 1000});
+    v("sample_s", sample_s, "least seconds of a timing: as many steps as that takes", Range{0, 60});
+    v("tiny", tiny, "row, op, agree: small sizes on any device, to see that they work");
+  }
+};
+
+struct Config : CommonConfig {
+  ModelConfig model;
+  BenchConfig bench;
+  DataConfig data;
 
   template <class V>
   void visit(V& v) {
     CommonConfig::visit(v);
     v("model", model, "what is timed; unset: deit_tiny_patch16_224");
-    v("modes", modes, "infer: forward; train: forward, loss, backward and AdamW", Choices{"infer", "train"});
-    v("batches", batches, "images at a time, a list; unset: 1 and 8, on a GPU 1 and 256", Range{1, 1 << 16});
-    v("samples", samples, "timings of which the median is taken", Range{3, 1000});
-    v("sample_s", sample_s, "least seconds of a timing: as many steps as that takes", Range{0, 60});
+    v("bench", bench, "how it is timed");
+    v("data", data, "with bench.input=loader: what is trained on");
   }
 };
 
-struct Timing {
-  double median = 0, low = 0, high = 0;  // seconds a step; low and high: 10 % and 90 % of the samples
+/// A column of the terminal's table, where some line has it.
+struct Column {
+  const char* key;
+  const char* title;
+  int digits = -1;  // of a number; -1: text
+  double scale = 1;
 };
+constexpr Column kColumns[] = {{"row", "row"},
+                               {"op", "op"},
+                               {"ladder", "ladder"},
+                               {"step", "step"},
+                               {"shape", "shape"},
+                               {"pass", "pass"},
+                               {"model", "model"},
+                               {"what", "what"},
+                               {"B", "batch", 0},
+                               {"precision", "precision"},
+                               {"ms", "ms", 3},
+                               {"ms_low", "10 %", 3},
+                               {"ms_high", "90 %", 3},
+                               {"img_s", "images/s", 0},
+                               {"mfu_tflops", "TFLOP/s", 2},
+                               {"ratio_to_infer", "x inference", 2},
+                               {"gflop_s", "GFLOP/s", 0},
+                               {"gb_s", "GB/s", 0},
+                               {"floor_ms", "floor ms", 3},
+                               {"share_of_ceiling", "% of ceiling", 1, 100},
+                               {"share_of_roofline", "% of roofline", 1, 100},
+                               {"bound", "bound"},
+                               {"by", "by"},
+                               {"peak_gb", "peak GB", 2}};
 
-class Bench {
- public:
-  Bench(App& app, const Config& config) : app_(app), config_(config), model_(make_model(config.model)) {
-    model_->to(app.device());
-    model_->set_compute_dtype(compute_dtype_of(config.precision));
+Table table_of(const std::vector<Json>& lines) {
+  std::vector<Column> used;
+  for (const Column& column : kColumns) {
+    auto differs = [&](const Json& line) { return line.contains(column.key); };
+    // What a line is, is told by its row, op or step where it has one.
+    const bool said = std::string_view(column.key) == "what" && !lines.empty() &&
+                      (lines[0].contains("row") || lines[0].contains("op") || lines[0].contains("step"));
+    if (!said && std::any_of(lines.begin(), lines.end(), differs)) used.push_back(column);
   }
-
-  const VisionTransformer& model() const { return *model_; }
-
-  /// The chosen precision must give what f32 gives before any time counts. bf16 keeps 8 bits: some hundred
-  /// roundings in a row leave about 2^-9 * sqrt(100) = 2 % of the outputs' RMS; 10 % would be another result.
-  void check_outputs() {
-    NoGrad no_grad;
-    model_->eval();
-    Batch batch = make_batch(2);
-    const DType dtype = model_->compute_dtype();
-    std::vector<double> got = outputs(batch, dtype), expected = outputs(batch, DType::f32);
-    model_->set_compute_dtype(dtype);
-    double error = 0, size = 0;
-    for (size_t i = 0; i < got.size(); ++i)
-      error += std::pow(got[i] - expected[i], 2), size += std::pow(expected[i], 2);
-    const double relative = std::sqrt(error / size);
-    OCCAM_CHECK(relative < 0.1, ErrorKind::non_finite,
-                "in {} the model's outputs are {:.3g} of their size away from those in f32: nothing is timed",
-                config_.precision, relative);
-  }
-
-  Json time(const std::string& mode, int64_t batch_size) {
-    const Batch batch = make_batch(batch_size);
-    Allocator& memory = allocator_for(app_.device());
-    memory.reset_peak();
-    Timing t;
-    if (mode == "infer") {
-      model_->eval();
-      NoGrad no_grad;
-      const Tensor images = raw::to(batch.images, model_->compute_dtype());
-      t = measure([&] { (*model_)(images); });
-    } else {
-      model_->train();
-      LoopConfig loop_config;
-      loop_config.batch = batch_size;
-      loop_config.log_every = 1'000'000'000;
-      TrainLoop loop(*model_, loop_config, int64_t{1} << 40, 1, 0);
-      t = measure([&] {
-        loop.run(batch, [&](const Batch& part) {
-          return label_loss(model_->logits(raw::to(part.images, model_->compute_dtype())), part, 0.1);
-        });
-      });
-      model_->zero_grad();
+  Table table;
+  for (const Column& column : used) table.columns.emplace_back(column.title);
+  for (const Json& line : lines) {
+    std::vector<Cell> cells;
+    for (const Column& column : used) {
+      if (!line.contains(column.key)) {
+        cells.push_back(Cell::missing());
+      } else if (column.digits < 0) {
+        cells.emplace_back(line.at(column.key).get<std::string>());
+      } else {
+        cells.emplace_back(line.at(column.key).get<double>() * column.scale, column.digits);
+      }
     }
-    // A backward pass takes twice the products of a forward pass.
-    const double flops = 2 * double(plan_of(*model_, model_->shape().image()).total().macs) *
-                         double(batch_size) * (mode == "train" ? 3 : 1);
-    return {{"model", model_->model_name()},
-            {"mode", mode},
-            {"batch", batch_size},
-            {"precision", config_.precision},
-            {"ms", 1e3 * t.median},
-            {"ms_low", 1e3 * t.low},
-            {"ms_high", 1e3 * t.high},
-            {"images_per_s", double(batch_size) / t.median},
-            {"tflops", flops / t.median / 1e12},
-            {"peak_memory_mb", double(memory.stats().peak_allocated) / 1e6}};
-  }
-
- private:
-  Batch make_batch(int64_t size) const {
-    Rng rng(0, "bench");
-    Batch batch;
-    batch.images = raw::to(rand_normal(model_->shape().image().with(0, size), 0, 1, rng), app_.device());
-    std::vector<int64_t> labels(static_cast<size_t>(size));
-    for (int64_t& label : labels) label = rng.below(model_->shape().classes);
-    batch.labels = raw::to(from_vector(labels), app_.device());
-    batch.indices.resize(size_t(size));
-    return batch;
-  }
-
-  std::vector<double> outputs(const Batch& batch, DType dtype) {
-    model_->set_compute_dtype(dtype);
-    return raw::to((*model_)(raw::to(batch.images, dtype)), DType::f32).to_vector<double>();
-  }
-
-  /// Each sample is a run of steps between two waits for the device, so that waiting does not count.
-  Timing measure(const std::function<void()>& step) const {
-    using Clock = std::chrono::steady_clock;
-    auto run = [&](int64_t steps) {
-      synchronize(app_.device());
-      const Clock::time_point start = Clock::now();
-      for (int64_t i = 0; i < steps; ++i) step();
-      synchronize(app_.device());
-      return std::chrono::duration<double>(Clock::now() - start).count();
-    };
-    run(3);
-    const auto steps =
-        std::max<int64_t>(1, int64_t(std::ceil(config_.sample_s / std::max(run(3) / 3, 1e-7))));
-    run(steps);
-    std::vector<double> seconds;
-    for (int64_t i = 0; i < config_.samples && !stop_requested(); ++i)
-      seconds.push_back(run(steps) / double(steps));
-    if (seconds.empty()) return {};
-    std::sort(seconds.begin(), seconds.end());
-    auto at = [&](double share) { return seconds[size_t(share * double(seconds.size() - 1) + 0.5)]; };
-    return {at(0.5), at(0.1), at(0.9)};
-  }
-
-  App& app_;
-  const Config& config_;
-  std::unique_ptr<VisionTransformer> model_;
-};
-
-Table table_of(const Json& rows) {
-  Table table{
-      .columns = {"mode", "batch", "precision", "ms", "10 %", "90 %", "images/s", "TFLOP/s", "peak MB"}};
-  for (const Json& r : rows) {
-    auto cell = [&](const char* key, int digits) { return Cell(r.at(key).get<double>(), digits); };
-    table.add({r.at("mode").get<std::string>(), r.at("batch").get<int64_t>(),
-               r.at("precision").get<std::string>(), cell("ms", 3), cell("ms_low", 3), cell("ms_high", 3),
-               cell("images_per_s", 0), cell("tflops", 3), cell("peak_memory_mb", 0)});
+    table.add(std::move(cells));
   }
   return table;
 }
 
-void bench(App& app, Config& config) {
-  if (config.model.name.empty() && config.model.checkpoint.empty())
-    config.model.name = "deit_tiny_patch16_224";
-  if (config.batches.empty()) config.batches = {1, app.device().is_cuda() ? 256 : 8};
-  Bench bench(app, config);
-  app.checked();
-  RunFolder* run = config.out.dir.empty() ? nullptr : &app.start_run(config);
-  bench.check_outputs();
-  Json rows = Json::array();
-  Progress progress("bench", int64_t(config.modes.size() * config.batches.size()), "rows");
-  for (const std::string& mode : config.modes)
-    for (int64_t batch : config.batches) {
-      rows.push_back(bench.time(mode, batch));
-      if (stop_requested()) return;
-      progress.update(int64_t(rows.size()));
-    }
-  progress.finish();
-  const Json summary = {{"device", app.device().str()}, {"rows", rows}};
-  app.print(bench.model().model_name() + " on " + app.device().str() + "\n" + to_text(table_of(rows)));
-  if (run != nullptr) {
-    HtmlReport report("Speed of " + bench.model().model_name(), app.device().str());
-    report.table(table_of(rows));
-    report.write(run->path() / "report.html");
+class Bench {
+ public:
+  Bench(App& app, Config& config) : app_(app), config_(config) {
+    timing_ = {.samples = config.bench.samples, .sample_s = config.bench.sample_s};
   }
-  app.finish(summary);
-}
+
+  void run() {
+    const std::string& verb = app_.verb();
+    const std::string& name = app_.arguments().operand;
+    const bool takes_name = verb == "op" || verb == "row" || verb == "ladder";
+    OCCAM_CHECK(takes_name || name.empty(), ErrorKind::usage, "bench {} takes no name, and '{}' was given",
+                verb, name);
+    OCCAM_CHECK(!takes_name || !name.empty(), ErrorKind::usage, "bench {} which? {}", verb,
+                verb == "op"    ? std::string("A name, or all")
+                : verb == "row" ? std::string("A name, all or list")
+                                : "Ladders here: " + fmt::format("{}", fmt::join(ladder_names(), ", ")));
+    if (verb == "row" && name == "list") return list_rows();
+    if (verb == "agree") return agree();
+    const std::vector<std::function<void()>> parts = verb == "model" ? models()
+                                                     : verb == "row" ? rows(name)
+                                                     : verb == "op"  ? ops(name)
+                                                                     : ladder(name);
+    app_.checked();
+    RunFolder* folder = config_.out.dir.empty() ? nullptr : &app_.start_run(config_);
+    Progress progress("bench", int64_t(parts.size()), "parts");
+    for (size_t i = 0; i < parts.size(); ++i) {
+      parts[i]();
+      if (stop_requested()) return;
+      progress.update(int64_t(i) + 1);
+    }
+    progress.finish();
+    const std::string device = app_.device().is_cuda() ? device_name() : "cpu";
+    app_.print(device + "\n" + to_text(table_of(lines_)));
+    if (folder != nullptr) {
+      HtmlReport report("Speed", device);
+      report.table(table_of(lines_));
+      report.write(folder->path() / "report.html");
+    }
+    app_.finish({{"device", device}, {"rows", lines_}});
+  }
+
+ private:
+  using Parts = std::vector<std::function<void()>>;
+
+  void keep(const Json& line) {
+    if (stop_requested()) return;  // it may have been cut short
+    lines_.push_back(line);
+    app_.line(line);
+  }
+
+  Parts models() {
+    if (config_.model.name.empty() && config_.model.checkpoint.empty())
+      config_.model.name = "deit_tiny_patch16_224";
+    if (config_.bench.batch.empty()) config_.bench.batch = {1, app_.device().is_cuda() ? 256 : 8};
+    make_model(config_.model);  // wrong settings end here
+    Parts parts;
+    for (const std::string& mode : config_.bench.mode)
+      for (int64_t batch : config_.bench.batch)
+        parts.push_back([this, mode, batch] {
+          ModelJob job;
+          job.model = config_.model;
+          job.mode = mode;
+          job.batch = batch;
+          job.precision = config_.precision;
+          job.device = app_.device();
+          job.order_metrics = config_.bench.metrics == "all";
+          job.mixer = config_.bench.mixer;
+          if (config_.bench.input == "loader") job.data = config_.data;
+          job.tiny = config_.bench.tiny;
+          keep(time_model(job, timing_));
+        });
+    return parts;
+  }
+
+  Parts rows(const std::string& name) {
+    const RowContext context{app_.device(), config_.precision, timing_, config_.bench.tiny};
+    Parts parts;
+    if (name != "all") {
+      const BenchRow& row = find_row(name);
+      parts.push_back([this, &row, context] { keep(row.time(context)); });
+      return parts;
+    }
+    for (const BenchRow& row : bench_rows())
+      if (!row.on_gpu || context.device.is_cuda() || context.tiny)
+        parts.push_back([this, &row, context] { keep(row.time(context)); });
+    if (parts.size() < bench_rows().size())
+      warn(fmt::format("{} rows are for a GPU and are left out", bench_rows().size() - parts.size()));
+    return parts;
+  }
+
+  void list_rows() {
+    app_.checked();
+    for (const BenchRow& row : bench_rows()) {
+      app_.line(row.describe());
+      app_.print(row.name + "\n");
+    }
+    app_.finish({});
+  }
+
+  Parts ops(const std::string& name) {
+    OpSizes sizes;
+    if (!app_.device().is_cuda()) sizes.batch = 8;
+    if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
+    if (config_.bench.tiny)
+      sizes = {.batch = 2,
+               .tokens = 5,
+               .dim = 128,
+               .heads = 2,
+               .classes = 10,
+               .image = 16,
+               .patch = 8,
+               .parameters = 1000};
+    const DType dtype = compute_dtype_of(config_.precision);
+    const std::vector<OpCase> cases = op_cases(name, sizes, app_.device(), dtype);
+    OCCAM_CHECK(!cases.empty(), ErrorKind::usage,
+                "op '{}' is a view, or has no case in apps/bench/op_cases.cpp", name);
+    if (name == "all")
+      if (const std::vector<std::string> missing = ops_without_case(); !missing.empty())
+        warn(fmt::format("without a case: {}", fmt::join(missing, ", ")));
+    Parts parts;
+    for (const OpCase& c : cases)
+      parts.push_back([this, c, dtype] {
+        for (const Json& line : time_op(c, app_.device(), dtype, timing_, config_.bench.tiny)) keep(line);
+      });
+    return parts;
+  }
+
+  Parts ladder(const std::string& name) {
+    return {[this, name] {
+      for (const Json& line : climb_ladder(name, app_.device(), timing_)) keep(line);
+    }};
+  }
+
+  void agree() {
+    ModelConfig model = config_.model;
+    if (config_.bench.tiny) {
+      model = {};
+      model.name = "vit", model.image_size = 16, model.patch = 8, model.dim = 128, model.depth = 2;
+      model.heads = 2, model.classes = 10;
+    } else if (model.name.empty() && model.checkpoint.empty()) {
+      model.name = "deit_small_patch16_224";
+    }
+    app_.checked();
+    write_agreement(model, app_.device(), config_.bench.file);
+    const Json written = {{"who", "occam"},
+                          {"what", "agree"},
+                          {"model", config_.bench.file + ".safetensors"},
+                          {"io", config_.bench.file + ".io.safetensors"}};
+    app_.line(written);
+    app_.print(dump_json(written));
+    app_.finish(written);
+  }
+
+  App& app_;
+  Config& config_;
+  TimingOptions timing_;
+  std::vector<Json> lines_;
+};
 
 }  // namespace
 }  // namespace occam
@@ -199,11 +283,15 @@ int main(int argc, char** argv) {
   AppInfo info;
   info.name = "bench";
   info.summary =
-      "Times a model's inference and training step on images that are already on the device: median, spread, "
-      "images/s, FLOP rate and memory.";
-  info.examples = {"bench model.name=deit_small_patch16_224 modes=[infer] batches=[1,64,256]",
-                   "bench model.checkpoint=runs/d/students/bilstm-1-2.safetensors",
-                   "bench model.name=deit_base_patch16_224 precision=bf16 --json"};
+      "Times models (inference, training, profile, distillation), single ops against their roofline, ladders "
+      "of "
+      "kernels, and the rows of the comparison with PyTorch. With --json a line each.";
+  info.examples = {
+      "bench model model.name=deit_small_patch16_224 bench.mode=train bench.batch=256 precision=bf16",
+      "bench model model.checkpoint=runs/d/students/bilstm-1-2.safetensors bench.mode=infer",
+      "bench op layer_norm", "bench ladder softmax", "bench row train_S_256 --json"};
+  info.verbs = {"model", "op", "ladder", "row", "agree"};
+  info.operand = "NAME";
   info.run_folder = false;
-  return run_app<Config>(argc, argv, info, bench);
+  return run_app<Config>(argc, argv, info, [](App& app, Config& config) { Bench(app, config).run(); });
 }

@@ -167,12 +167,18 @@ void App::print(const std::string& text) const {
   if (!json()) print_out(text);
 }
 
+void App::line(const Json& row) {
+  if (!json()) return;
+  print_out(dump_json_line(row) + "\n");
+  printed_lines_ = true;
+}
+
 void App::finish(const Json& summary) {
   if (run_) run_->finish(summary);
   finished_ = true;
-  if (json()) {
+  if (json() && !printed_lines_) {
     print_out(dump_json(summary));
-  } else if (run_) {
+  } else if (run_ && !json()) {
     tell("{}: results are in {}\n", info_.name, run_->dir().string());
   }
 }

@@ -68,6 +68,9 @@ class App {
   RunFolder& run() const { return *run_; }
   /// A result for the terminal, on the standard output; nothing with --json.
   void print(const std::string& text) const;
+  /// With --json: a line on the standard output at once, for a result that is a list. finish() then prints
+  /// none.
+  void line(const Json& row);
   /// The result: into summary.json when there is a run folder, to the standard output with --json.
   void finish(const Json& summary);
 
@@ -85,7 +88,7 @@ class App {
   std::vector<std::string> command_line_;
   Device device_;
   std::unique_ptr<RunFolder> run_;
-  bool finished_ = false;
+  bool finished_ = false, printed_lines_ = false;
 };
 
 /// "auto", "cpu", "cuda" or "cuda:N". Throws Error{usage} when there is no such device.

@@ -106,6 +106,10 @@ class Parser {
       out_.verb = argument;
       return;
     }
+    if (!info_.operand.empty() && !out_.verb.empty() && out_.operand.empty() && !is_yaml(argument)) {
+      out_.operand = argument;
+      return;
+    }
     if (!is_yaml(argument) && !std::filesystem::is_regular_file(argument)) {
       std::string expected =
           info_.verbs.empty() ? "" : fmt::format("verb ({}), no ", name_hint(argument, info_.verbs));
@@ -168,7 +172,10 @@ ConfigNode load_config(const Arguments& arguments) {
 
 std::string help_text(const AppInfo& info, const ConfigNode& described) {
   std::string text = fmt::format("{}: {}\n\nUsage: {}{} [CONFIG.yaml] [key.sub=value ...] [OPTIONS]\n",
-                                 info.name, info.summary, info.name, info.verbs.empty() ? "" : " [VERB]");
+                                 info.name, info.summary, info.name,
+                                 info.verbs.empty()     ? std::string()
+                                 : info.operand.empty() ? " [VERB]"
+                                                        : " [VERB [" + info.operand + "]]");
   if (!info.verbs.empty()) {
     text += "Verbs:";
     for (const std::string& verb : info.verbs) text += " " + verb;

@@ -1,6 +1,6 @@
 #pragma once
 // The command line every app shares:
-//   APP [VERB] [CONFIG.yaml] [key.sub=value ...] [--device auto|cpu|cuda[:N]] [--resume auto|PATH]
+//   APP [VERB [NAME]] [CONFIG.yaml] [key.sub=value ...] [--device auto|cpu|cuda[:N]] [--resume auto|PATH]
 //   [--print-config]
 //       [--check] [--json] [--help [key]]
 #include <string>
@@ -18,10 +18,11 @@ struct AppInfo {
   std::vector<std::string> verbs{};  // empty when the app does one thing; the first is the default
   bool resumes = false;              // takes --resume
   bool run_folder = true;            // false: only when out.dir is set
+  std::string operand{};             // "NAME" when a word may follow the verb
 };
 
 struct Arguments {
-  std::string verb, config;
+  std::string verb, operand, config;
   std::vector<std::pair<std::string, ConfigNode>> settings;  // key.sub=value, in order
   std::string device = "auto";
   std::string resume;  // empty, "auto" or the path of a checkpoint

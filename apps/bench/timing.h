@@ -1,0 +1,50 @@
+#pragma once
+// How long a piece of work takes, and the device's own limits to hold that against.
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <vector>
+
+#include "core/device.h"
+#include "core/dtype.h"
+
+namespace occam {
+
+struct TimingOptions {
+  int64_t samples = 20;
+  double sample_s = 0.1;  // least seconds of a sample
+};
+
+/// Milliseconds a step. A sample is as many steps as `sample_s` takes, between two events on a GPU, else
+/// between two readings of the clock.
+struct Timing {
+  double ms = 0, low = 0, high = 0;  // median; 10 % and 90 % of the samples
+  std::vector<double> samples;
+};
+
+/// Warms up, then samples; fewer when stop_requested().
+Timing measure(Device device, const std::function<void()>& step, const TimingOptions& options);
+
+/// `step` as one CUDA graph where that is possible, so that the host's part does not count; else as it is.
+class Replay {
+ public:
+  Replay(Device device, std::function<void()> step);
+  ~Replay();
+  void operator()();
+  bool captured() const { return graph_ != nullptr; }
+
+ private:
+  struct Graph;
+  Device device_;
+  std::function<void()> step_;
+  std::unique_ptr<Graph> graph_;
+};
+
+/// What the device reaches: a product of square matrices in `dtype` and a copy (bytes read and written).
+struct Ceilings {
+  double flops = 0, bytes = 0;  // a second
+};
+/// Measured once a process for each device and dtype. `tiny`: on little data, for tests.
+const Ceilings& ceilings(Device device, DType dtype, bool tiny = false);
+
+}  // namespace occam
