@@ -121,8 +121,11 @@ def query(fields):
 
 def run_lines(command, timeout):
     """The JSON lines a command prints, its exit code, and the end of what it said. Time's up: what was there."""
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                               start_new_session=True)
+    try:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+                                   start_new_session=True)
+    except OSError as error:
+        return [], 127, str(error)
     try:
         out, err = process.communicate(timeout=timeout)
         code = process.returncode

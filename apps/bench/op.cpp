@@ -64,7 +64,7 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
   const Ceilings& most = ceilings(device, dtype, tiny);
   std::vector<Json> lines;
   {
-    Replay forward(device, [&] {
+    Recorded forward(device, [&] {
       NoGrad no_grad;
       c.call(inputs);
     });
@@ -78,7 +78,7 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
   const int output = y.impl().autograd->output;
   // One op: its backward alone, again and again on what it saved. Several: a whole pass, less its forward.
   const bool alone = work.calls == 1;
-  Replay backward_pass(device, [&] {
+  Recorded backward_pass(device, [&] {
     if (alone) {
       NoGrad no_grad;
       std::vector<Tensor> cotangents(node->outputs.size());

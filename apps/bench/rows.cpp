@@ -191,7 +191,7 @@ Json BenchRow::time(const RowContext& context) const {
   if (!on_gpu) c.device = kCPU, c.precision = "f32";
   OCCAM_CHECK(!on_gpu || c.device.is_cuda() || c.tiny, ErrorKind::usage,
               "row {} is one for a GPU, and there is none; bench.tiny=true tries it at a small size", name);
-  if (threads > 0) omp_set_num_threads(threads);
+  if (threads > 0) omp_set_num_threads(c.tiny ? std::min(threads, 2) : threads);
   Json line = {{"row", name}};
   line.update(run(c));
   if (threads > 0) line["threads"] = threads;

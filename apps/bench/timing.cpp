@@ -93,12 +93,12 @@ Timing measure(Device device, const std::function<void()>& step, const TimingOpt
 }
 
 #if OCCAM_CUDA
-struct Replay::Graph : cuda::Graph {};
+struct Recorded::Graph : cuda::Graph {};
 #else
-struct Replay::Graph {};
+struct Recorded::Graph {};
 #endif
 
-Replay::Replay(Device device, std::function<void()> step) : device_(device), step_(std::move(step)) {
+Recorded::Recorded(Device device, std::function<void()> step) : device_(device), step_(std::move(step)) {
 #if OCCAM_CUDA
   if (!device.is_cuda()) return;
   for (int i = 0; i < 2; ++i) step_();
@@ -111,9 +111,9 @@ Replay::Replay(Device device, std::function<void()> step) : device_(device), ste
   }
 #endif
 }
-Replay::~Replay() = default;
+Recorded::~Recorded() = default;
 
-void Replay::operator()() {
+void Recorded::operator()() {
 #if OCCAM_CUDA
   if (graph_) return graph_->launch(current_stream(device_).handle);
 #endif
@@ -121,6 +121,7 @@ void Replay::operator()() {
 }
 
 const Ceilings& ceilings(Device device, DType dtype, bool tiny) {
+  if (device.is_cpu() && dtype != DType::f64) dtype = DType::f32;  // what the CPU computes halves in
   static std::map<std::tuple<std::string, DType, bool, bool>, Ceilings> measured;
   const auto [found, is_new] = measured.try_emplace({device.str(), dtype, tf32_allowed(), tiny});
   if (is_new) {

@@ -26,10 +26,10 @@ struct Timing {
 Timing measure(Device device, const std::function<void()>& step, const TimingOptions& options);
 
 /// `step` as one CUDA graph where that is possible, so that the host's part does not count; else as it is.
-class Replay {
+class Recorded {
  public:
-  Replay(Device device, std::function<void()> step);
-  ~Replay();
+  Recorded(Device device, std::function<void()> step);
+  ~Recorded();
   void operator()();
   bool captured() const { return graph_ != nullptr; }
 

@@ -298,12 +298,13 @@ def lstm(job, mode):
             for l, x in zip(parts, xs):
                 l(x)
 
-    def step():
+    def step():  # new gradients, none added to old ones
         for l, x, g in zip(parts, xs, gs):
-            l(x)[0].backward(g)
+            torch.autograd.grad(l(x)[0], [x, *l.parameters()], g)
 
-    job.forward = forward
-    return (graphed(step) if mode.endswith("graph") else step), None
+    graph = mode.endswith("graph")
+    job.forward = graphed(forward) if graph else forward
+    return (graphed(step) if graph else step), None
 
 
 def attention(job, mode):
@@ -313,8 +314,7 @@ def attention(job, mode):
                            requires_grad=True) for _ in range(3))
     g = torch.randn_like(q)
     backend = torch.nn.attention.SDPBackend
-    chosen = {"flash": [backend.FLASH_ATTENTION], "cudnn": [backend.CUDNN_ATTENTION], "any": list(
-        (backend.FLASH_ATTENTION, backend.CUDNN_ATTENTION, backend.EFFICIENT_ATTENTION, backend.MATH))}[mode]
+    chosen = backend.MATH if job.cpu else backend.CUDNN_ATTENTION if "cudnn" in mode else backend.FLASH_ATTENTION
 
     def forward():
         with torch.inference_mode(), torch.nn.attention.sdpa_kernel(chosen):
@@ -322,10 +322,11 @@ def attention(job, mode):
 
     def step():
         with torch.nn.attention.sdpa_kernel(chosen):
-            F.scaled_dot_product_attention(q, k, v).backward(g)
+            torch.autograd.grad(F.scaled_dot_product_attention(q, k, v), [q, k, v], g)
 
-    job.forward = forward
-    return step, None
+    graph = mode.endswith("graph")
+    job.forward = graphed(forward) if graph else forward
+    return (graphed(step) if graph else step), None
 
 
 def small_train(job, mode):
@@ -383,7 +384,8 @@ LSTM_MODES = ["wide", "heads", "wide_graph", "heads_graph"]
 KINDS = {
     "train": (train, COMPILED), "infer": (infer, COMPILED), "profile_stream": (profile, COMPILED[:3]),
     "profile_all": (profile, COMPILED[:3]), "distill": (distill, LSTM_MODES), "small_train": (small_train, COMPILED),
-    "lstm": (lstm, ["wide", "heads", "heads_graph", "wide_bf16"]), "attention": (attention, ["flash", "cudnn"]),
+    "lstm": (lstm, ["wide", "wide_graph", "heads_graph", "wide_bf16_graph"]),
+    "attention": (attention, ["flash_graph", "cudnn_graph", "flash", "cudnn"]),
     "cpu_infer": (infer, ["eager", "default"]), "cpu_train": (train, ["eager", "default"]),
 }
 
@@ -497,7 +499,7 @@ def main():
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
     modes = [m for m in args.modes.split(",") if m] or None
     known = KINDS[Job(args.row, args).kind][1]
-    if modes and not set(modes) <= set(known + ["any"]):
+    if modes and not set(modes) <= set(known):
         parser.error(f"row {args.row} has the modes {', '.join(known)}")
     timed = 0
     for mode in modes or known:

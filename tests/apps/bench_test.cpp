@@ -1,5 +1,7 @@
 // bench times what it says it times.
 #include <nlohmann/json.hpp>
+#include <set>
+#include <sstream>
 
 #include "core/io/json.h"
 #include "tests/apps/apps_under_test.h"
@@ -7,28 +9,137 @@
 namespace occam {
 namespace {
 
-class Bench : public AppFixture {};
+class Bench : public AppFixture {
+ protected:
+  /// The lines of a run that must succeed.
+  std::vector<Json> lines(const Words& arguments) {
+    const ProcessResult result =
+        run("bench", arguments + Words{"--json", "bench.samples=3", "bench.sample_s=0"});
+    expect_success(result);
+    std::vector<Json> lines;
+    std::istringstream text(result.out);
+    for (std::string line; std::getline(text, line);) lines.push_back(parse_json(line, "bench"));
+    return lines;
+  }
+};
 
-TEST_F(Bench, GivesARowForEveryModeAndBatch) {
-  const Words quick = tiny_model() + Words{"model.classes=3", "samples=3", "sample_s=0", "batches=[1,5]"};
-  ProcessResult result = run("bench", quick + Words{"--json"});
-  expect_success(result);
-  const Json rows = parse_json(result.out, "bench")["rows"];
-  ASSERT_EQ(rows.size(), 4u);
-  for (size_t i = 0; i < 4; ++i) {
-    const Json& r = rows[i];
-    EXPECT_EQ(r["mode"], i < 2 ? "infer" : "train");
-    EXPECT_EQ(r["batch"], i % 2 == 0 ? 1 : 5);
-    EXPECT_GT(r["ms_low"].get<double>(), 0);
-    EXPECT_LE(r["ms_low"].get<double>(), r["ms"].get<double>());
-    EXPECT_LE(r["ms"].get<double>(), r["ms_high"].get<double>());
-    EXPECT_NEAR(r["images_per_s"].get<double>() * r["ms"].get<double>(), 1e3 * r["batch"].get<double>(),
-                1e-6);
-    EXPECT_GT(r["tflops"].get<double>(), 0);
+void expect_times(const Json& line) {
+  EXPECT_EQ(line.at("who"), "occam");
+  EXPECT_GT(line.at("ms_low").get<double>(), 0) << line;
+  EXPECT_LE(line.at("ms_low").get<double>(), line.at("ms").get<double>()) << line;
+  EXPECT_LE(line.at("ms").get<double>(), line.at("ms_high").get<double>()) << line;
+  EXPECT_EQ(line.at("samples_ms").size(), 3u) << line;
+}
+
+void expect_model_times(const Json& line) {
+  expect_times(line);
+  const double ms = line.at("ms"), b = double(line.at("B").get<int64_t>());
+  EXPECT_NEAR(line.at("img_s").get<double>() * ms, 1e3 * b, 1e-6);
+  EXPECT_GT(line.at("peak_gb").get<double>(), 0);
+  EXPECT_NEAR(line.at("share_of_ceiling").get<double>(), line.at("floor_matmul_ms").get<double>() / ms, 1e-9);
+  EXPECT_EQ(line.at("floor_ms"),
+            std::max(line.at("floor_matmul_ms").get<double>(), line.at("floor_bytes_ms").get<double>()));
+  EXPECT_NEAR(line.at("mfu_tflops").get<double>() / line.at("ceiling_tflops").get<double>(),
+              line.at("share_of_ceiling").get<double>(), 1e-9);
+}
+
+const Words kTiny{"bench.tiny=true"};
+
+TEST_F(Bench, GivesALineForEveryModeAndBatch) {
+  const std::vector<Json> rows = lines(Words{"model"} + tiny_model() +
+                                       Words{"model.classes=3", "bench.tiny=true", "bench.batch=[1,5]",
+                                             "bench.mode=[infer,train,profile,distill]"});
+  ASSERT_EQ(rows.size(), 8u);
+  const char* modes[] = {"infer", "train", "profile", "distill"};
+  for (size_t i = 0; i < 8; ++i) {
+    EXPECT_EQ(rows[i].at("what"), modes[i / 2]);
+    EXPECT_EQ(rows[i].at("B"), i % 2 == 0 ? 1 : 5);
+    EXPECT_EQ(rows[i].at("model"), "vit");
+    expect_model_times(rows[i]);
+  }
+  // A training step has three times the products of a forward pass, and a profile as many as that.
+  auto work = [&](size_t i) {
+    return rows[i].at("mfu_tflops").get<double>() * rows[i].at("ms").get<double>();
+  };
+  EXPECT_NEAR(work(2), 3 * work(0), 1e-9 * work(2));
+  EXPECT_NEAR(work(1), 5 * work(0), 1e-9 * work(1));
+  EXPECT_NEAR(work(4), work(0), 1e-9 * work(4));
+  EXPECT_NEAR(rows[4].at("ratio_to_infer").get<double>() * rows[4].at("infer_ms").get<double>(),
+              rows[4].at("ms").get<double>(), 1e-9);
+  EXPECT_TRUE(snapshot(folder_.path()).empty());
+}
+
+TEST_F(Bench, WritesAReportWhereItIsAskedTo) {
+  expect_success(run("bench", Words{"model"} + tiny_model() +
+                                  Words{"bench.tiny=true", "bench.samples=3", "bench.sample_s=0",
+                                        "bench.batch=1", "out.dir=x", "precision=bf16"}));
+  EXPECT_TRUE(snapshot(folder_ / "x").contains("report.html"));
+}
+
+TEST_F(Bench, TimesEveryRowAtSmallSize) {
+  std::vector<std::string> listed;
+  for (const Json& row : lines({"row", "list"})) {
+    listed.push_back(row.at("row"));
+    for (const char* key : {"on_gpu", "must", "against", "must_own", "must_memory"})
+      EXPECT_TRUE(row.contains(key)) << row;
+  }
+  EXPECT_EQ(std::set<std::string>(listed.begin(), listed.end()).size(), listed.size());
+  const std::vector<Json> rows = lines(Words{"row", "all"} + kTiny);
+  ASSERT_EQ(rows.size(), listed.size());
+  for (size_t i = 0; i < rows.size(); ++i) {
+    EXPECT_EQ(rows[i].at("row"), listed[i]);
+    expect_times(rows[i]);
+    for (const char* key : {"what", "model", "B", "precision", "mode", "img_s", "peak_gb", "floor_ms",
+                            "share_of_ceiling", "device"})
+      EXPECT_TRUE(rows[i].contains(key)) << key << " is missing in " << rows[i];
+  }
+}
+
+TEST_F(Bench, TimesOpsForwardAndBackward) {
+  const std::vector<Json> passes = lines(Words{"op", "layer_norm"} + kTiny);
+  ASSERT_EQ(passes.size(), 2u);
+  EXPECT_EQ(passes[0].at("pass"), "forward");
+  EXPECT_EQ(passes[1].at("pass"), "backward");
+  for (const Json& line : passes) {
+    expect_times(line);
+    EXPECT_NEAR(line.at("share_of_roofline").get<double>() * line.at("ms").get<double>(),
+                line.at("floor_ms").get<double>(), 1e-9);
+    EXPECT_GT(line.at("gb_s").get<double>(), 0);
+  }
+  std::set<std::string> ops;
+  for (const Json& line : lines(Words{"op", "all"} + kTiny)) ops.insert(line.at("op"));
+  for (const char* op : {"attention", "linear", "softmax", "lstm", "cross_entropy", "adamw", "patchify"})
+    EXPECT_TRUE(ops.contains(op)) << op;
+}
+
+TEST_F(Bench, WritesModelImagesAndLogitsForAnotherToCompare) {
+  const std::vector<Json> written = lines(Words{"agree", "bench.file=there/a"} + kTiny);
+  ASSERT_EQ(written.size(), 1u);
+  const auto files = snapshot(folder_.path());
+  EXPECT_TRUE(files.contains("there/a.safetensors"));
+  for (const char* name : {"images", "logits_f32", "logits_bf16"})
+    EXPECT_NE(files.at("there/a.io.safetensors").find(name), std::string::npos) << name;
+}
+
+TEST_F(Bench, RefusesWhatItDoesNotKnow) {
+  auto refused = [&](const Words& arguments, const Words& parts) {
+    expect_failure("bench", run("bench", arguments), 2, parts);
+  };
+  refused({"row", "train_S_26"}, {"there is no row 'train_S_26'", "train_S_256"});
+  refused({"row"}, {"bench row which?"});
+  refused({"op", "layernorm"}, {"there is no op 'layernorm'", "layer_norm"});
+  refused({"op", "reshape"}, {"'reshape' is a view"});
+  refused({"model", "layer_norm"}, {"takes no name", "layer_norm"});
+  refused({"wombat"}, {"'wombat'", "verb"});
+  refused({"model", "bench.mode=sing"}, {"bench.mode", "infer"});
+  refused({"model", "bench.batch=0"}, {"bench.batch"});
+  refused(Words{"model", "bench.mode=distill", "bench.mixer=identity", "bench.batch=1"} + tiny_model(),
+          {"bench.mixer=identity"});
+  if (device_under_test() == "cpu") {
+    refused({"row", "infer_S_1"}, {"for a GPU", "bench.tiny=true"});
+    refused({"ladder", "softmax"}, {"GPU"});
   }
   EXPECT_TRUE(snapshot(folder_.path()).empty());
-  expect_success(run("bench", quick + Words{"out.dir=x", "precision=bf16"}));
-  EXPECT_TRUE(snapshot(folder_ / "x").contains("report.html"));
 }
 
 }  // namespace

@@ -1,0 +1,145 @@
+// apps/bench/compare.py with a peer that needs no PyTorch: what is kept, what stops it, what the table says.
+#include <algorithm>
+#include <filesystem>
+#include <fstream>
+#include <nlohmann/json.hpp>
+#include <sstream>
+
+#include "core/io/json.h"
+#include "tests/apps/apps_under_test.h"
+
+namespace occam {
+namespace {
+
+namespace fs = std::filesystem;
+
+/// Agrees, and is always as fast as it says; notes what it was asked.
+constexpr const char* kPeer = R"(#!/bin/sh
+echo "$@" >>asked
+case "$1" in
+  --check) echo '{"who": "torch", "what": "peer", "torch": "9.9", "timm": "8.8"}' ;;
+  agree) echo '{"who": "torch", "row": "agree", "what": "agree", "depth": 2, "f32": 1e-7, "bf16": BF16}' ;;
+  *)
+    echo "compiling" # what is no JSON is passed over
+    for mode in slow quick; do
+      case "$*" in *--modes*) case "$*" in *"$mode"*) ;; *) continue ;; esac ;; esac
+      ms=200; [ $mode = quick ] && ms=100
+      echo '{"who": "torch", "row": "'$1'", "what": "x", "mode": "'$mode'", "ms": '$ms', "samples_ms": ['$ms'], "peak_gb": 1}'
+    done
+    echo '{"who": "torch", "row": "'$1'", "what": "error", "mode": "broken", "err": "no"}'
+    ;;
+esac
+)";
+
+class Compare : public AppFixture {
+ protected:
+  void SetUp() override {
+    if (run_process("/usr/bin/env", {"python3", "-c", ""}).code != 0) GTEST_SKIP() << "there is no python3";
+    make_peer("1e-3");
+  }
+  void make_peer(const std::string& distance) {
+    std::string text = kPeer;
+    text.replace(text.find("BF16"), 4, distance);
+    write_bytes(folder_ / "peer", text);
+    fs::permissions(folder_ / "peer", fs::perms::owner_all);
+  }
+  ProcessResult compare(const Words& arguments, const std::string& peer = "./peer") {
+    ProcessOptions options;
+    options.folder = folder_.path();
+    return run_process("/usr/bin/env",
+                       Words{"python3", OCCAM_SOURCE_DIR "/apps/bench/compare.py", "--bench",
+                             binary_of("bench").string(), "--peer", peer, "--tiny", "--samples", "3",
+                             "--sample-s", "0", "--out", "out", "--device", device_under_test()} +
+                           arguments,
+                       options);
+  }
+  std::vector<Json> results(const std::string& key = "", const Json& value = {}) {
+    std::vector<Json> lines;
+    std::istringstream text(read_bytes(folder_ / "out/results.jsonl"));
+    for (std::string line; std::getline(text, line);) {
+      if (line.empty() || line.back() != '}') continue;
+      Json json = parse_json(line, "results");
+      if (key.empty() || (json.contains(key) && json[key] == value)) lines.push_back(json);
+    }
+    return lines;
+  }
+  std::string asked() { return read_bytes(folder_ / "asked"); }
+};
+
+TEST_F(Compare, AlternatesKeepsEveryLineAndMakesATable) {
+  const ProcessResult result = compare({"--only", "train_S_256,infer_S_1"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  std::vector<std::string> order;
+  for (const Json& line : results("row", "train_S_256"))
+    if (line.contains("ms")) order.push_back(line["who"].get<std::string>() + line["round"].dump());
+  EXPECT_EQ(order, (Words{"occam1", "torch1", "torch1", "occam2", "torch2"}));  // then only its best mode
+  EXPECT_NE(asked().find("train_S_256 --modes quick"), std::string::npos) << asked();
+  EXPECT_EQ(results("what", "row_done").size(), 2u);
+  EXPECT_EQ(results("what", "error").size(), 4u);  // one that a mode ends with costs no row
+  const std::string table = read_bytes(folder_ / "out/table.md");
+  EXPECT_EQ(table, result.out);
+  for (const char* part : {"| train_S_256 | ", "quick 100", "1.25x", "memory met", "torch 9.9"})
+    EXPECT_NE(table.find(part), std::string::npos) << part << " is missing in\n" << table;
+}
+
+TEST_F(Compare, JudgesARowByTheModeItNames) {
+  ASSERT_EQ(compare({"--only", "profile_all_S_64"}).code, 0);
+  // 'eager' is not among this peer's modes: its best is taken.
+  EXPECT_NE(read_bytes(folder_ / "out/table.md").find("quick 100"), std::string::npos);
+  EXPECT_NE(read_bytes(folder_ / "out/table.md").find("of own inference"), std::string::npos);
+}
+
+TEST_F(Compare, TimesNothingWhereOutputsDiffer) {
+  make_peer("0.5");
+  const ProcessResult result = compare({"--only", "infer_S_1"});
+  EXPECT_EQ(result.code, 1);
+  EXPECT_NE(result.err.find("the outputs of the two sides differ"), std::string::npos) << result.err;
+  EXPECT_EQ(results("row", "infer_S_1").size(), 0u);
+}
+
+TEST_F(Compare, ResumesAndLosesNothing) {
+  ASSERT_EQ(compare({"--only", "infer_S_1"}).code, 0);
+  const std::string before = read_bytes(folder_ / "out/results.jsonl");
+  write_bytes(folder_ / "out/results.jsonl",
+              before + R"({"who": "occam", "row": "inf)");  // a kill while writing
+  const ProcessResult result = compare({"--only", "infer_S_1,infer_T_1", "--resume"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("not a whole line of JSON"), std::string::npos) << result.err;
+  const std::string after = read_bytes(folder_ / "out/results.jsonl");
+  EXPECT_EQ(after.substr(0, before.size()), before);
+  EXPECT_EQ(results("what", "row_done").size(), 2u);
+  EXPECT_EQ(results("what", "begin").size(), 1u);
+  EXPECT_EQ(results("what", "agree").size(), 1u);
+  // Without --resume the row is timed again, as another run.
+  ASSERT_EQ(compare({"--only", "infer_S_1"}).code, 0);
+  EXPECT_EQ(results("what", "begin").size(), 2u);
+  EXPECT_EQ(results("what", "row_done").size(), 3u);
+}
+
+TEST_F(Compare, BeginsNoRowThatTheBudgetDoesNotHold) {
+  ASSERT_EQ(compare({"--only", "infer_S_1", "--rounds", "1"}).code, 0);
+  const ProcessResult result =
+      compare({"--only", "infer_T_1,infer_S_1", "--rounds", "1", "--budget", "0.0001"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("the budget ends before infer_T_1; go on with --resume"), std::string::npos)
+      << result.err;
+  EXPECT_EQ(results("what", "row_done").size(), 1u);
+  EXPECT_NE(result.out.find("| infer_S_1 |"), std::string::npos);  // of the run before
+}
+
+TEST_F(Compare, TimesOursAloneWithoutAPeer) {
+  const ProcessResult result = compare({"--only", "infer_S_1"}, "false");
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("no peer, only ours is timed"), std::string::npos) << result.err;
+  EXPECT_EQ(results("who", "torch").size(), 0u);
+  EXPECT_NE(result.out.find("| infer_S_1 | "), std::string::npos);
+}
+
+TEST_F(Compare, RefusesARowThatIsNotThere) {
+  const ProcessResult result = compare({"--only", "infer_S_1,infer_X"});
+  EXPECT_EQ(result.code, 2);
+  EXPECT_NE(result.err.find("there is no row 'infer_X'"), std::string::npos) << result.err;
+}
+
+}  // namespace
+}  // namespace occam
