@@ -78,14 +78,14 @@ TEST_F(Compare, AlternatesKeepsEveryLineAndMakesATable) {
   EXPECT_EQ(results("what", "error").size(), 4u);  // one that a mode ends with costs no row
   const std::string table = read_bytes(folder_ / "out/table.md");
   EXPECT_EQ(table, result.out);
-  for (const char* part : {"| train_S_256 | ", "quick 100", "1.25x", "memory met", "torch 9.9"})
+  for (const char* part : {"| train_S_256 | ", "| quick 100 | ", "1.25x", "memory met", "torch 9.9"})
     EXPECT_NE(table.find(part), std::string::npos) << part << " is missing in\n" << table;
 }
 
 TEST_F(Compare, JudgesARowByTheModeItNames) {
   ASSERT_EQ(compare({"--only", "profile_all_S_64"}).code, 0);
   // 'eager' is not among this peer's modes: its best is taken.
-  EXPECT_NE(read_bytes(folder_ / "out/table.md").find("quick 100"), std::string::npos);
+  EXPECT_NE(read_bytes(folder_ / "out/table.md").find("| quick 100 | "), std::string::npos);
   EXPECT_NE(read_bytes(folder_ / "out/table.md").find("of own inference"), std::string::npos);
 }
 
