@@ -15,6 +15,7 @@ import subprocess
 import sys
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -223,6 +224,17 @@ class Comparison:
             fail(f"the outputs of the two sides differ: {told}; nothing is timed")
         say(f"outputs agree: {told}")
 
+    def warm(self, at_once):
+        """Fills PyTorch's compile cache. Not for max-autotune, which would time kernels side by side."""
+        say(f"compiling the peer's rows, {at_once} at a time")
+        command = self.peer + ["--modes", "default,reduce-overhead", "--samples", "1", "--sample-s", "0"]
+        with ThreadPoolExecutor(at_once) as pool:
+            for name, (_, code, err) in zip(self.chosen, pool.map(
+                    lambda name: run_lines(command + [name] + ["--tiny"] * self.args.tiny, self.args.timeout),
+                    self.chosen)):
+                if code and "has the modes" not in err:
+                    say(f"{name}: {err}")
+
     def time_row(self, name, has_peer):
         """Ours, the peer in all its modes, then both again: the peer in its best mode, and the one it is judged by."""
         modes = self.args.modes
@@ -244,6 +256,8 @@ class Comparison:
         begin, has_peer = time.time(), self.environment()
         if has_peer and not self.results.of(run=self.run, row="agree", agrees=True):
             self.agree()
+        if has_peer and self.args.warm:
+            self.warm(self.args.warm)
         cost = {}
         for line in self.results.lines:  # what a row took before, so that one is not begun that will not end in time
             if "seconds" in line:
@@ -292,7 +306,8 @@ def row_cells(row, ours, theirs):
         must.append(f"{row['must']:g}x{' ' + row['against'] if row['against'] else ''}{verdict}")
     if row["must_own"] and "ratio_to_infer" in last:
         own = statistics.median(l["ratio_to_infer"] for l in ours)
-        must.append(f"{row['must_own']:g} of own inference: {own:.2f}{' met' if own <= row['must_own'] else ' **missed**'}")
+        verdict = "met" if own <= row["must_own"] else "**missed**"
+        must.append(f"{row['must_own']:g} of own inference: {own:.2f} {verdict}")
     if row["must_memory"] and None not in peak:
         must.append(f"memory{' met' if peak[0] <= peak[1] else ' **missed**'}")
     shown = f"{best} {number(medians[best])}" if best else "-"
@@ -306,8 +321,8 @@ def row_cells(row, ours, theirs):
 
 def write_table(rows, results, out):
     """From the newest run of every row in which both sides were timed, else from the newest of ours."""
-    table = ["| row | ours ms (10-90 %) | PyTorch's best, ms | ratio | must | floor ms | of matmul ceiling | peak GB ours / PyTorch |",
-             "|---|---|---|---|---|---|---|---|"]
+    table = ["| row | ours ms (10-90 %) | PyTorch's best, ms | ratio | must | floor ms | of matmul ceiling "
+             "| peak GB ours / PyTorch |", "|---|---|---|---|---|---|---|---|"]
     modes, runs = [], []
     for name, row in rows.items():
         timed = [l for l in results.lines if l.get("row") == name and l.get("ms") and "run" in l]
@@ -319,10 +334,12 @@ def write_table(rows, results, out):
         run = (both or ours)[-1]
         runs.append(run)
         lines = [l for l in timed if l["run"] == run]
-        cells, medians = row_cells(row, [l for l in lines if l["who"] == "occam"], [l for l in lines if l["who"] == "torch"])
+        sides = ([l for l in lines if l["who"] == who] for who in ("occam", "torch"))
+        cells, medians = row_cells(row, *sides)
         table.append("| " + " | ".join(cells) + " |")
         if medians:
-            modes.append(f"| {name} | " + ", ".join(f"{m} {number(ms)}" for m, ms in sorted(medians.items(), key=lambda i: i[1])) + " |")
+            by_time = sorted(medians.items(), key=lambda item: item[1])
+            modes.append(f"| {name} | " + ", ".join(f"{mode} {number(ms)}" for mode, ms in by_time) + " |")
     text = "\n".join(table) + "\n"
     if modes:
         text += "\n| row | PyTorch by mode, ms |\n|---|---|\n" + "\n".join(modes) + "\n"
@@ -363,6 +380,7 @@ def main():
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no row that would end after it")
     parser.add_argument("--resume", action="store_true", help="go on with the latest run: rows done there are done")
     parser.add_argument("--modes", default="", help="the peer's modes, comma-separated, instead of all of a row")
+    parser.add_argument("--warm", type=int, metavar="N", help="first compile the peer's rows, N at a time")
     parser.add_argument("--no-peer", action="store_true", help="time ours alone")
     parser.add_argument("--samples", type=int, default=20, help="timings a round of which the median is taken (20)")
     parser.add_argument("--sample-s", type=float, default=0.1, help="least seconds of a timing (0.1)")
