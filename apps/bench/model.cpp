@@ -12,6 +12,7 @@
 #include "core/check.h"
 #include "core/grad_mode.h"
 #include "core/rng.h"
+#include "nn/capture.h"
 #include "nn/distill/distill.h"
 #include "nn/mixers/attention/attention.h"
 #include "nn/plan.h"
@@ -20,13 +21,6 @@
 
 namespace occam {
 namespace {
-
-using Forward = std::function<Tensor(const Tensor&)>;
-
-/// How Occam runs inference: the one place that knows.
-Forward forward_of(VisionTransformer& model) {
-  return [&model](const Tensor& images) { return model(images); };
-}
 
 /// Sums the least traffic of every op call while it lives. What records gradients counts three times: its
 /// backward reads and writes about twice what its forward does.
@@ -124,6 +118,11 @@ class ModelTimer {
     return t;
   }
 
+  void tell_capture(bool captured, const std::string& fallback) {
+    how_ = captured ? "captured" : "plain";
+    if (!fallback.empty()) more_["not_captured_because"] = fallback;
+  }
+
   void count_traffic(const std::function<void()>& once) {
     Traffic traffic;
     once();
@@ -135,8 +134,10 @@ class ModelTimer {
     model_->eval();
     const Tensor images = random_images();
     count_traffic([&] { (*model_)(images); });
-    const Forward forward = forward_of(*model_);
-    return timed([&] { forward(images); });
+    CapturedForward forward(*model_);
+    const Timing t = timed([&] { forward(images); });
+    tell_capture(forward.captured(), forward.fallback());
+    return t;
   }
 
   Timing train() {
@@ -159,6 +160,7 @@ class ModelTimer {
     flops_ *= 3;  // a backward pass takes twice the products of a forward pass
     TrainLoop loop = make_loop(*model_);
     const Timing t = timed([&] { loop.run(loader ? next() : batch, loss); });
+    tell_capture(loop.captured(), loop.capture_fallback());
     model_->zero_grad();
     return t;
   }
@@ -190,9 +192,12 @@ class ModelTimer {
     NoGrad no_grad;
     model_->eval();
     const Tensor images = random_images();
-    const Forward forward = forward_of(*model_);
-    const Timing own = measure(
-        job_.device, [&] { forward(images); }, options_);
+    Timing own;
+    {
+      CapturedForward forward(*model_);
+      own = measure(
+          job_.device, [&] { forward(images); }, options_);
+    }
     const VitShape& shape = model_->shape();
     AttentionStatsOptions wanted;
     wanted.prefix_tokens = shape.distilled ? 2 : 1;
@@ -206,9 +211,12 @@ class ModelTimer {
           [&stats, &wanted, i](const Tensor& qkv) { stats[size_t(i)] = attention_stats(qkv, wanted); });
     }
     count_traffic([&] { (*model_)(images); });
-    const Timing t = timed([&] { (*model_)(images); });
+    CapturedForward forward(*model_);
+    const Timing t = timed([&] { forward(images); });
+    tell_capture(forward.captured(), forward.fallback());
     for (int64_t i = 0; i < shape.depth; ++i) dynamic_cast<Attention&>(model_->block(i).mixer()).on_qkv({});
-    more_ = {{"infer_ms", own.ms}, {"ratio_to_infer", t.ms / own.ms}, {"order_metrics", job_.order_metrics}};
+    more_.update(
+        {{"infer_ms", own.ms}, {"ratio_to_infer", t.ms / own.ms}, {"order_metrics", job_.order_metrics}});
     return t;
   }
 
@@ -234,7 +242,10 @@ class ModelTimer {
     const Batch batch = random_batch(job_.batch);
     count_traffic([&] { distillation.loss(batch); });
     TrainLoop loop = make_loop(*student);
-    return timed([&] { loop.run(batch, [&](const Batch& part) { return distillation.loss(part); }); });
+    const Timing t =
+        timed([&] { loop.run(batch, [&](const Batch& part) { return distillation.loss(part); }); });
+    tell_capture(loop.captured(), loop.capture_fallback());
+    return t;
   }
 
   const ModelJob& job_;

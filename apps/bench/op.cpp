@@ -8,6 +8,7 @@
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "core/grad_mode.h"
+#include "core/replay.h"
 
 namespace occam {
 namespace {
@@ -64,13 +65,14 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
   const Ceilings& most = ceilings(device, dtype, tiny);
   std::vector<Json> lines;
   {
-    Recorded forward(device, [&] {
+    Replay replay(device);
+    const auto forward = [&] {
       NoGrad no_grad;
       c.call(inputs);
-    });
+    };
     const Timing t = measure(
-        device, [&] { forward(); }, options);
-    lines.push_back(line_of(c, "forward", t, work.total, most, forward.captured()));
+        device, [&] { replay.run(forward); }, options);
+    lines.push_back(line_of(c, "forward", t, work.total, most, replay.captured()));
   }
   if (!requires_grad(y)) return lines;
   const Tensor gy = ones(y.shape(), options_of(y));
@@ -78,7 +80,8 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
   const int output = y.impl().autograd->output;
   // One op: its backward alone, again and again on what it saved. Several: a whole pass, less its forward.
   const bool alone = work.calls == 1;
-  Recorded backward_pass(device, [&] {
+  Replay replay(device);
+  const auto backward_pass = [&] {
     if (alone) {
       NoGrad no_grad;
       std::vector<Tensor> cotangents(node->outputs.size());
@@ -87,16 +90,16 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
     } else {
       backward(c.call(inputs), gy);
     }
-  });
+  };
   Timing t = measure(
-      device, [&] { backward_pass(); }, options);
+      device, [&] { replay.run(backward_pass); }, options);
   if (!alone) {
     const double forward_ms = lines[0].at("ms");
     for (double* ms : {&t.ms, &t.low, &t.high}) *ms = std::max(*ms - forward_ms, 1e-6);
     for (double& ms : t.samples) ms -= forward_ms;
   }
   const Cost least{2 * work.total.flops, 2 * work.in_bytes + work.out_bytes};
-  lines.push_back(line_of(c, "backward", t, least, most, backward_pass.captured()));
+  lines.push_back(line_of(c, "backward", t, least, most, replay.captured()));
   return lines;
 }
 

@@ -23,6 +23,7 @@
 #include "ops/log_softmax/op.h"
 #include "ops/lstm/op.h"
 #include "ops/matmul/op.h"
+#include "ops/mlp/op.h"
 #include "ops/op.h"
 #include "ops/patch_embed/op.h"
 #include "ops/reduce/op.h"
@@ -133,6 +134,12 @@ class Cases {
             return Tensors{values({s_.batch, s_.tokens, in}), values({out, in}), values({out})};
           },
           [a = activation](const Tensors& t) { return linear(t[0], t[1], t[2], a); });
+    add(
+        "mlp", fmt::format("{} by {}", x.str(), 4 * d),
+        [this, x, d] {
+          return Tensors{values(x), values({4 * d, d}), values({4 * d}), values({d, 4 * d}), values({d})};
+        },
+        [](const Tensors& t) { return mlp(t[0], t[1], t[2], t[3], t[4]); });
     add(
         "layer_norm", x.str(),
         [this, x, d] {

@@ -5,16 +5,13 @@
 #include <cmath>
 #include <cstring>
 #include <map>
-#include <memory>
 #include <tuple>
 
 #include "apps/common/app.h"
-#include "core/error.h"
 #include "core/rng.h"
 #include "core/stream.h"
 #include "ops/blas.h"
 #if OCCAM_CUDA
-#include "core/cuda/capture.h"
 #include "core/cuda/timer.h"
 #endif
 
@@ -90,34 +87,6 @@ Timing measure(Device device, const std::function<void()>& step, const TimingOpt
   auto at = [&](double share) { return sorted[size_t(share * double(sorted.size() - 1) + 0.5)]; };
   t.ms = at(0.5), t.low = at(0.1), t.high = at(0.9);
   return t;
-}
-
-#if OCCAM_CUDA
-struct Recorded::Graph : cuda::Graph {};
-#else
-struct Recorded::Graph {};
-#endif
-
-Recorded::Recorded(Device device, std::function<void()> step) : device_(device), step_(std::move(step)) {
-#if OCCAM_CUDA
-  if (!device.is_cuda()) return;
-  for (int i = 0; i < 2; ++i) step_();
-  synchronize(device);
-  auto graph = std::make_unique<Graph>();
-  try {
-    graph->capture(current_stream(device).handle, step_);
-    graph_ = std::move(graph);
-  } catch (const Error&) {  // the step reads something on the host: it is timed as it is
-  }
-#endif
-}
-Recorded::~Recorded() = default;
-
-void Recorded::operator()() {
-#if OCCAM_CUDA
-  if (graph_) return graph_->launch(current_stream(device_).handle);
-#endif
-  step_();
 }
 
 const Ceilings& ceilings(Device device, DType dtype, bool tiny) {

@@ -2,7 +2,6 @@
 // How long a piece of work takes, and the device's own limits to hold that against.
 #include <cstdint>
 #include <functional>
-#include <memory>
 #include <vector>
 
 #include "core/device.h"
@@ -24,21 +23,6 @@ struct Timing {
 
 /// Warms up, then samples; fewer when stop_requested().
 Timing measure(Device device, const std::function<void()>& step, const TimingOptions& options);
-
-/// `step` as one CUDA graph where that is possible, so that the host's part does not count; else as it is.
-class Recorded {
- public:
-  Recorded(Device device, std::function<void()> step);
-  ~Recorded();
-  void operator()();
-  bool captured() const { return graph_ != nullptr; }
-
- private:
-  struct Graph;
-  Device device_;
-  std::function<void()> step_;
-  std::unique_ptr<Graph> graph_;
-};
 
 /// What the device reaches: a product of square matrices in `dtype` and a copy (bytes read and written).
 struct Ceilings {
