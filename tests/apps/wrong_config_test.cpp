@@ -62,7 +62,7 @@ const std::vector<WrongLine>& wrong_lines() {
       {"two configs", {"config.yaml", "other.yaml"}, "threads: 1\n", {"two config files", "give one"}},
       {"unknown option", {"--devize", "cpu"}, "", {"unknown option --devize; did you mean '--device'?"}},
       {"option twice", {"--json", "--json"}, "", {"option --json is given twice"}},
-      {"a word", {"nonsense"}, "", {"'nonsense' is no config file (.yaml) and no key=value", "--help"}},
+      {"a word", {"nonsense"}, "", {"'nonsense' is no ", "config file (.yaml) and no key=value", "--help"}},
       {"empty key", {"=1"}, "", {"'=1' does not name a key"}},
   };
   return lines;
