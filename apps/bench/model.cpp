@@ -95,7 +95,7 @@ class ModelTimer {
   Batch random_batch(int64_t size) const {
     Rng rng(0, "bench");
     Batch batch;
-    batch.images = raw::to(rand_normal(model_->shape().image().with(0, size), 0, 1, rng), job_.device);
+    batch.images = random_values(model_->shape().image().with(0, size), {DType::f32, job_.device});
     std::vector<int64_t> labels(static_cast<size_t>(size));
     for (int64_t& label : labels) label = rng.below(model_->shape().classes);
     batch.labels = raw::to(from_vector(labels), job_.device);

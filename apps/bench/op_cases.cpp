@@ -49,20 +49,9 @@ class Cases {
   std::vector<OpCase> all;
 
  private:
-  /// An input that wants a gradient. Values repeat every few million elements, which no op notices and which
-  /// saves minutes of drawing.
+  /// An input that wants a gradient.
   Tensor values(const Shape& shape, bool grad = true, double low = 0, double high = 0) const {
-    Rng rng(0, "op" + shape.str());
-    const int64_t count = shape.numel(), drawn = std::min<int64_t>(count, 1 << 20);
-    Tensor some = high > low ? rand_uniform({drawn}, low, high, rng) : rand_normal({drawn}, 0, 1, rng);
-    some = raw::to(raw::to(some, device_), dtype_);
-    Tensor t = empty({count}, options_of(some));
-    for (int64_t at = 0; at < count; at += drawn) {
-      const int64_t n = std::min(drawn, count - at);
-      Tensor part = raw::slice(t, 0, at, n);
-      part.copy_(raw::slice(some, 0, 0, n));
-    }
-    t = raw::reshape(t, shape);
+    Tensor t = random_values(shape, {dtype_, device_}, low, high);
     if (grad) set_requires_grad(t, true);
     return t;
   }

@@ -41,9 +41,7 @@ double run(Device device, const std::function<void()>& step, int64_t count) {
 }
 
 double product_flops(Device device, DType dtype, int64_t n, const TimingOptions& options) {
-  Rng rng(0, "ceiling");
-  auto matrix = [&] { return raw::to(raw::to(rand_normal({n, n}, 0, 1, rng), device), dtype); };
-  const Tensor a = matrix(), b = matrix(), d = empty_like(a);
+  const Tensor a = random_values({n, n}, {dtype, device}), b = raw::clone(a), d = empty_like(a);
   const Product product{.device = device, .dtype_ab = dtype, .dtype_d = dtype, .m = n, .n = n, .k = n};
   const Timing t = measure(
       device, [&] { matrix_product(product, a.data_ptr(), b.data_ptr(), d.data_ptr()); }, options);
@@ -87,6 +85,19 @@ Timing measure(Device device, const std::function<void()>& step, const TimingOpt
   auto at = [&](double share) { return sorted[size_t(share * double(sorted.size() - 1) + 0.5)]; };
   t.ms = at(0.5), t.low = at(0.1), t.high = at(0.9);
   return t;
+}
+
+Tensor random_values(const Shape& shape, TensorOptions options, double low, double high) {
+  Rng rng(0, "bench" + shape.str());
+  const int64_t count = shape.numel(), drawn = std::min<int64_t>(count, 1 << 20);
+  Tensor some = high > low ? rand_uniform({drawn}, low, high, rng) : rand_normal({drawn}, 0, 1, rng);
+  some = raw::to(raw::to(some, options.device), options.dtype);
+  const Tensor all = empty({count}, options);
+  for (int64_t at = 0; at < count; at += drawn) {
+    const int64_t n = std::min(drawn, count - at);
+    raw::slice(all, 0, at, n).copy_(raw::slice(some, 0, 0, n));
+  }
+  return raw::reshape(all, shape);
 }
 
 const Ceilings& ceilings(Device device, DType dtype, bool tiny) {

@@ -6,6 +6,7 @@
 
 #include "core/device.h"
 #include "core/dtype.h"
+#include "core/tensor.h"
 
 namespace occam {
 
@@ -23,6 +24,10 @@ struct Timing {
 
 /// Warms up, then samples; fewer when stop_requested().
 Timing measure(Device device, const std::function<void()>& step, const TimingOptions& options);
+
+/// Standard normal or, with high > low, uniform numbers that repeat every million: drawing tens of millions
+/// on the host would take longer than what is timed, and no kernel notices.
+Tensor random_values(const Shape& shape, TensorOptions options, double low = 0, double high = 0);
 
 /// What the device reaches: a product of square matrices in `dtype` and a copy (bytes read and written).
 struct Ceilings {
