@@ -161,6 +161,7 @@ class ModelTimer {
     TrainLoop loop = make_loop(*model_);
     const Timing t = timed([&] { loop.run(loader ? next() : batch, loss); });
     tell_capture(loop.captured(), loop.capture_fallback());
+    if (loader) more_["data"] = loader->residence().text;
     model_->zero_grad();
     return t;
   }
@@ -173,6 +174,7 @@ class ModelTimer {
     options.epochs = 1'000'000;
     options.classes = model_->shape().classes;
     options.device = job_.device;
+    options.dtype = model_->compute_dtype();
     return make_loader(data, make_datasets(data).train, options, true);
   }
 
