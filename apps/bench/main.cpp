@@ -13,6 +13,7 @@
 #include "core/grad_mode.h"
 #include "core/report/html.h"
 #include "core/rng.h"
+#include "nn/capture.h"
 #include "nn/plan.h"
 #include "nn/train/loop.h"
 #include "nn/train/loss.h"
@@ -76,9 +77,9 @@ class Bench {
     Timing t;
     if (mode == "infer") {
       model_->eval();
-      NoGrad no_grad;
       const Tensor images = raw::to(batch.images, model_->compute_dtype());
-      t = measure([&] { (*model_)(images); });
+      CapturedForward forward(*model_);
+      t = measure([&] { forward(images); });
     } else {
       model_->train();
       LoopConfig loop_config;
