@@ -22,7 +22,8 @@ double now() {
 
 /// The device may come this many marks near to the host before it is held back.
 [[maybe_unused]] constexpr int64_t kAhead = 24;
-[[maybe_unused]] constexpr double kHoldSeconds = 1e-3;
+/// Holds are as long as the host takes for twice as many marks, within these bounds.
+[[maybe_unused]] constexpr double kLeastHold = 2e-3, kMostHold = 50e-3;
 
 constexpr std::string_view kBackward = " (backward)";
 
@@ -47,17 +48,19 @@ struct Profiler::Clock {
   }
 #if OCCAM_CUDA
   int64_t mark() {
-    if (device.is_cuda()) return marks.add(current_stream(device).handle);
     host.push_back(now());
-    return int64_t(host.size()) - 1;
+    return device.is_cuda() ? marks.add(current_stream(device).handle) : int64_t(host.size()) - 1;
   }
   /// Lets the host get ahead when the device has nearly caught up.
   void keep_ahead() {
     if (!device.is_cuda()) return;
     const int64_t after_hold = holds.empty() ? 0 : holds.back().second, old = marks.count() - kAhead;
     if (old <= after_hold ? !holds.empty() && !marks.passed(after_hold) : !marks.passed(old)) return;
+    const int64_t recent = std::min(marks.count(), kAhead);
+    const double pace = recent > 0 ? (now() - host[host.size() - size_t(recent)]) / double(recent) : 0;
     const int64_t from = mark();
-    cuda::hold_stream(current_stream(device).handle, kHoldSeconds);
+    cuda::hold_stream(current_stream(device).handle,
+                      std::clamp(2 * double(kAhead) * pace, kLeastHold, kMostHold));
     holds.emplace_back(from, mark());
   }
   double seconds(int64_t from, int64_t to) const {
@@ -68,7 +71,7 @@ struct Profiler::Clock {
     if (!device.is_cuda()) return 0;
     constexpr int kTries = 33;
     marks.clear();
-    cuda::hold_stream(current_stream(device).handle, kHoldSeconds);
+    cuda::hold_stream(current_stream(device).handle, kLeastHold);
     for (int i = 0; i < kTries; ++i) mark();
     std::vector<double> times;
     for (int i = 1; i < kTries; ++i) times.push_back(seconds(i - 1, i));

@@ -78,10 +78,10 @@ Work work_of(const std::vector<UpdateSlot>& slots, double flops, double bytes) {
 
 UpdateTable::List UpdateTable::of(const std::vector<UpdateSlot>& slots) {
   if (slots.empty()) return {};
-  const Device device = slots[0].param.device();
+  [[maybe_unused]] const Device device = slots[0].param.device();
   std::vector<uint8_t> bytes = chunk_bytes(slots);
   const auto count = int64_t(bytes.size() / sizeof(UpdateChunk));
-  Sent* sent = &eager_;
+  [[maybe_unused]] Sent* sent = &eager_;
   OCCAM_ON_CUDA({
     const bool capturing = cuda::is_capturing(current_stream(device).handle);
     // Memory of a captured list comes from before the capture: inside, the graph's own work could share it.

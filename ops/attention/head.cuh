@@ -1,6 +1,6 @@
 #pragma once
-// What the kernels of short rows share: a block has all tokens of a head in shared memory and walks over
-// heads, the next one being copied while it computes.
+// What the kernels of warpgroups share: where a head lies, tiles of its rows to shared memory and results
+// back.
 #include "core/cuda/launch.h"
 #include "core/cuda/reduce.cuh"
 #include "ops/attention/kernel.h"

@@ -1,7 +1,7 @@
 // Forward for rows of at most 208 tokens and d = 64: a warpgroup has 64 queries and all their scores in
 // registers, (from 145 tokens on in two parts), so that there is next to nothing to rescale.
 #include "ops/attention/forward.cuh"
-#include "ops/attention/token_map.h"
+#include "ops/attention/token_map.cuh"
 
 namespace occam::kernels {
 

@@ -4,7 +4,7 @@
 // dq of them:
 //   s' = k q'   dp' = v g'   dv += p' g   dk += ds' q   dq' = k' ds    (' transposes)
 #include "ops/attention/backward.cuh"
-#include "ops/attention/token_map.h"
+#include "ops/attention/token_map.cuh"
 
 namespace occam::kernels {
 

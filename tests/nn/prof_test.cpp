@@ -147,6 +147,7 @@ TEST(StepProfile, RecordsAnOrdinaryRun) {
     expected = alone.weights();
   }
   Training watched(small());
+  watched.loop->set_capture(false);
   StepProfile profile(*watched.model, 0, 2, 1);
   int steps = 0;
   for (; !profile.done(); ++steps) profile.run([&] { watched.step(); });
