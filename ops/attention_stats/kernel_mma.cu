@@ -26,6 +26,7 @@ constexpr int kWorkStride = kUnit + 8;  // of column sums; 8 rows of a lane's pa
 constexpr int kWorkFloats = 8 * kWorkStride;  // of a warp
 constexpr int64_t kMostHead = 128, kMostSorted = 264;
 constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLowest = -1e20f;  // of a maximum, as an exponent
 constexpr float kHidden = -1e30f;  // a score or exponent of a key that does not exist
 constexpr float kUnitF32 = 0x1p-24f;
 
@@ -131,7 +132,7 @@ struct Counter {
 
 /// What a lane adds up of one of its two rows. Exponents and sums are relative to 2^base.
 struct Row {
-  float base = kHidden, sum = 0;  // maximum of score * factor; of 2^(score * factor - base)
+  float base = kLowest, sum = 0;  // maximum of score * factor; of 2^(score * factor - base)
   float weighted = 0, squares = 0, decided = 0, mass = 0, distance = 0, window3 = 0, window5 = 0;
   float first = 0, largest = 0;
 };
@@ -540,7 +541,7 @@ void launch_streaming(const MapSource<bf16>& s, const MapLayout& m, const Record
 int64_t mma_parts(int64_t t) { return tiling_of(t, 1).parts; }
 
 bool mma_takes(const MapSource<bf16>& s, const MapLayout& m) {
-  return s.maps == nullptr && s.d % 8 == 0 && s.d <= kMostHead && aligned16(s.qkv) && s.scale > 0 &&
+  return s.maps == nullptr && s.d % 8 == 0 && s.d <= kMostHead && aligned16(s.qkv) && s.scale > 1e-6 &&
          s.scale < 1e6 && (!m.order || m.t <= kMostSorted) &&
          Shared::bytes(tiling_of(m.t, s.d), m) <= device_limits().shared_bytes_opt_in;
 }
