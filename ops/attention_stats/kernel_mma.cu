@@ -20,6 +20,7 @@ namespace {
 
 constexpr int kStats = kAttentionStatCount;
 constexpr int kWarpRows = 16, kMostWarps = 7;
+constexpr int kBlocksStreaming = 3, kBlocksOrder = 2;  // of a multiprocessor: what bounds the registers
 constexpr int kChunk = 64;              // keys that come into shared memory together
 constexpr int kUnit = 32;               // keys that a warp treats together, at most
 constexpr int kWorkStride = kUnit + 8;  // of column sums; 8 rows of a lane's pairs miss each other's banks
@@ -103,27 +104,25 @@ __device__ __forceinline__ void beyond(int limit, F f) {
 
 __device__ __forceinline__ float quad_sum(float x) { return warp_reduce<4>(x, SumOp{}); }
 
-/// Squared length of a row in shared memory, by 8 neighbouring lanes.
-__device__ __forceinline__ float squared_length(const bf16* row, int width) {
-  float sum = 0;
-  for (int c = int(threadIdx.x) % 8 * 8; c < width; c += 64) {
-    Pack<bf16> pack = load_pack(row + c);
+/// No less than the squared length of any of 16 rows: no product of two of them is larger. 0 or more.
+__device__ __forceinline__ float largest_square(const bf16* rows, int stride, int steps) {
+  float s[2][4], largest = 0;
+  scores(s, rows, rows, stride, steps);
 #pragma unroll
-    for (int j = 0; j < 8; ++j) sum = fmaf(float(pack.v[j]), float(pack.v[j]), sum);
-  }
-  return warp_reduce<8>(sum, SumOp{});
+  for (int n = 0; n < 2; ++n)
+#pragma unroll
+    for (int e = 0; e < 4; ++e) largest = fmaxf(largest, s[n][e]);
+  return largest;
 }
 
 /// Counts numbers below a bound, and knows when rounding could have decided: a number counts 1 well below, 0
-/// well above and a fraction within the band of possible errors, so that the sum of the squares is the sum
-/// only when no number is in the band.
+/// well above and a fraction within a relative `error` of the bound, so that the sum of the squares is the
+/// sum only when no number is that close. `middle` is middle_of(error).
 struct Counter {
-  float slope, middle, count = 0;
-  /// bound: to compare with; band: half its width relative to `whole`, which bounds and numbers are shares
-  /// of.
-  __device__ __forceinline__ Counter(float bound, float whole, float band)
-      : slope(0.5f / (band * whole)), middle(0.5f + 0.5f * bound / band) {}
-  __device__ __forceinline__ void add(float x, float& squares) {
+  float slope, count = 0;
+  __device__ __forceinline__ Counter(float bound, float error) : slope(0.5f / (error * bound)) {}
+  static __device__ __forceinline__ float middle_of(float error) { return 0.5f + 0.5f / error; }
+  __device__ __forceinline__ void add(float x, float middle, float& squares) {
     float below = __saturatef(fmaf(-slope, x, middle));
     count += below;
     squares = fmaf(below, below, squares);
@@ -140,17 +139,16 @@ struct Row {
 struct Shared {
   bf16 *rows, *keys;   // [rows][stride], [2][kChunk][stride]
   float *work, *sums;  // [warps][kWorkFloats], [2][2][warps][kChunk]: by chunk parity, by kind of row
-  float *row_lengths, *key_lengths;  // squared: [rows], largest of a warp [kMostWarps]
-  float* distances;                  // [2 grid_h - 1][2 grid_w - 1]
-  int* offsets;                      // of a key in `distances`, [t] and to the end of its chunk
+  float* key_squares;  // [kMostWarps]: of the longest key that a warp saw
+  float* distances;    // [2 grid_h - 1][2 grid_w - 1]
+  int* offsets;        // of a key in `distances`, [t] and to the end of its chunk
   __host__ __device__ Shared(uint4* room, const Tiling& g, const MapLayout& m) {
     rows = reinterpret_cast<bf16*>(room);
     keys = rows + g.rows() * g.stride;
     work = reinterpret_cast<float*>(keys + 2 * kChunk * g.stride);
     sums = work + g.warps * kWorkFloats;
-    row_lengths = sums + 4 * g.warps * kChunk;
-    key_lengths = row_lengths + g.rows();
-    offsets = reinterpret_cast<int*>(key_lengths + 8);  // read in pairs
+    key_squares = sums + 4 * g.warps * kChunk;
+    offsets = reinterpret_cast<int*>(key_squares + 8);  // read in pairs
     distances = reinterpret_cast<float*>(offsets + round_up<int64_t>(m.t, kChunk));
   }
   static int64_t bytes(const Tiling& g, const MapLayout& m) {
@@ -199,7 +197,7 @@ __device__ __forceinline__ void add_columns(const float (&e)[kN][4], float upper
 }
 
 template <int kD>
-__global__ void __launch_bounds__(kMostWarps* kWarp, 3)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksStreaming)
     stats_streaming(MapSource<bf16> s, MapLayout m, Records records, Tiling tiling) {
   constexpr int kStride = kD + 8;
   extern __shared__ uint4 room[];
@@ -222,30 +220,27 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
   load_rows(shared.rows, at.queries + at.first * at.stride, at.stride, t - at.first, int(tiling.rows()), s.d,
             kStride);
   stream(0);
-  for (int j = int(threadIdx.x); j < chunks * kChunk; j += int(blockDim.x)) {
-    const int patch = j < prefix || j >= t ? 0 : j - prefix;
-    shared.offsets[j] = patch / gw * table_width + patch % gw;
-  }
-  for (int i = int(threadIdx.x); i < (2 * gh - 1) * table_width; i += int(blockDim.x)) {
-    const float dy = float(i / table_width - (gh - 1)), dx = float(i % table_width - (gw - 1));
-    shared.distances[i] = sqrtf(dy * dy + dx * dx);
-  }
+  for (int j = int(threadIdx.x); j < chunks * kChunk; j += int(blockDim.x))
+    if (j < prefix || j >= t) shared.offsets[j] = 0;
+  for (int y = warp; y < gh; y += warps)
+    for (int x = lane; x < gw; x += kWarp) shared.offsets[prefix + y * gw + x] = y * table_width + x;
+  for (int y = warp; y < 2 * gh - 1; y += warps)
+    for (int x = lane; x < table_width; x += kWarp) {
+      const float dy = float(y - (gh - 1)), dx = float(x - (gw - 1));
+      shared.distances[y * table_width + x] = sqrtf(dy * dy + dx * dx);
+    }
 
   Row row[2];
-  float key_length = 0;
+  float key_square = 0, row_square = 0;
   for (int c = 0; c < chunks; ++c) {
     stream(c + 1);
     copies_wait<1>();
     __syncthreads();
     const bf16* tile = shared.keys + c % 2 * kChunk * kStride;
     const int keys = min(kChunk, t - c * kChunk);
-    for (int r = warp * 4 + lane / 8; r < kChunk; r += warps * 4)
-      key_length = fmaxf(key_length, squared_length(tile + r * kStride, kD));
-    if (c == 0)
-      for (int r = lane / 8; r < kWarpRows; r += 4) {
-        float length = squared_length(own + r * kStride, kD);
-        if (lane % 8 == 0) shared.row_lengths[warp * kWarpRows + r] = length;
-      }
+    if (c == 0) row_square = largest_square(own, kStride, kD / 16);
+    for (int r = warp * 16; r < keys; r += warps * 16)
+      key_square = fmaxf(key_square, largest_square(tile + r * kStride, kStride, kD / 16));
     if (active) {
       int key = 0;
       for (; key + kUnit <= keys; key += kUnit) {
@@ -260,16 +255,18 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
       }
     }
     if (c + 1 == chunks) {
-      key_length = warp_max(key_length);
-      if (lane == 0) shared.key_lengths[warp] = key_length;
+      key_square = warp_max(key_square);
+      if (lane == 0) shared.key_squares[warp] = key_square;
     }
     __syncthreads();
   }
 
-  key_length = 0;
-  for (int w = 0; w < warps; ++w) key_length = fmaxf(key_length, shared.key_lengths[w]);
-  // How far a probability may be off, relative to itself: README.md, "Precision".
-  float error[2], inverse[2];
+  row_square = warp_max(row_square);
+  for (int w = 0; w < warps; ++w) key_square = fmaxf(key_square, shared.key_squares[w]);
+  // How far a probability may be off, relative to itself: README.md, "Counts".
+  const float error = 4 * kUnitF32 * sqrtf(float(s.d)) * float(s.scale) * sqrtf(key_square * row_square) +
+                      (41 + float(t) / 64) * kUnitF32;
+  float inverse[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     Row& r = row[half];
@@ -277,15 +274,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
     r.sum = quad_sum(r.sum * exp2_fast(r.base - base));
     r.base = base;
     inverse[half] = 1 / r.sum;
-    const float lengths = sqrtf(key_length * shared.row_lengths[warp * kWarpRows + g + half * 8]);
-    error[half] =
-        4 * kUnitF32 * sqrtf(float(s.d)) * float(s.scale) * lengths + (41 + float(t) / 64) * kUnitF32;
   }
-  const float uniform = 1 / float(t);
-  Counter share[2] = {{float(kShareThreshold), row[0].sum, error[0] * float(kShareThreshold)},
-                      {float(kShareThreshold), row[1].sum, error[1] * float(kShareThreshold)}};
-  Counter below_uniform[2] = {{uniform, row[0].sum, error[0] * uniform},
-                              {uniform, row[1].sum, error[1] * uniform}};
+  const float uniform = 1 / float(t), share = float(kShareThreshold), middle = Counter::middle_of(error);
+  Counter below[2] = {{share * row[0].sum, error}, {share * row[1].sum, error}};
+  Counter below_uniform[2] = {{uniform * row[0].sum, error}, {uniform * row[1].sum, error}};
   float patch_weight[2], prefix_weight[2];
   int from[2];  // of the row in the distances of its map
   int band_begin = t, band_end = 0;
@@ -320,8 +312,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
         e[n][i] = y;
         r.weighted = fmaf(y, x, r.weighted);  // -inf * 0 is NaN, as it should: a score was not finite
         r.squares = fmaf(y, y, r.squares);
-        share[i / 2].add(y, r.decided);
-        below_uniform[i / 2].add(y, r.decided);
+        below[i / 2].add(y, middle, r.decided);
+        below_uniform[i / 2].add(y, middle, r.decided);
       }
     add_columns(e, patch_weight[0], patch_weight[1], shared.work + warp * kWorkFloats, patch_sums);
     if (has_prefix) {
@@ -355,9 +347,11 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
 #pragma unroll
     for (int n = 0; n < kN; ++n)
 #pragma unroll
-      for (int i = 0; i < 4; ++i) {  // within 1 or 2 rows and columns: no farther than sqrt 2 or sqrt 8
-        row[i / 2].window3 += distance[n][i] < 1.5f ? e[n][i] : 0;
-        row[i / 2].window5 += distance[n][i] < 2.9f ? e[n][i] : 0;
+      for (int i = 0; i < 4; ++i) {
+        // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
+        Row& r = row[i / 2];
+        r.window3 = fmaf(e[n][i], __saturatef(fmaf(distance[n][i], -8.0f, 13.0f)), r.window3);
+        r.window5 = fmaf(e[n][i], __saturatef(fmaf(distance[n][i], -16.0f, 47.0f)), r.window5);
       }
   };
   double* columns = records.columns + (at.map * tiling.parts + at.part) * 2 * t;
@@ -397,11 +391,12 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
   if (!active) return;
 
   const int hidden = round_up(t, 16) - t;  // counted as below both bounds
-  const float n = float(t), nan = __int_as_float(0x7fc00000);
+  const float root = sqrtf(float(t)), per_root = 1 / (root - 1), per_log = 1 / logf(float(t));
+  const float nan = __int_as_float(0x7fc00000);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     Row& r = row[half];
-    const float a = quad_sum(share[half].count), b = quad_sum(below_uniform[half].count);
+    const float a = quad_sum(below[half].count), b = quad_sum(below_uniform[half].count);
     const float decided = quad_sum(r.decided), weighted = quad_sum(r.weighted), squares = quad_sum(r.squares);
     const float mass = quad_sum(r.mass), distance = quad_sum(r.distance), window3 = quad_sum(r.window3);
     const float window5 = quad_sum(r.window5), cls = quad_sum(r.first);
@@ -412,11 +407,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
     const bool finite = fabsf(entropy) < infinity_<float>(), spatial = finite && i >= prefix;
     float4 v;  // statistics 4q .. 4q+3 (keys.h)
     if (q == 0) {
-      v = {(a - float(hidden)) / n, (b - float(hidden)) / n, entropy / logf(n), expf(entropy)};
+      v = {(a - float(hidden)) * uniform, (b - float(hidden)) * uniform, entropy * per_log, expf(entropy)};
     } else if (q == 1) {
       // For the kernel that sorts: the error and the base.
-      v = {(sqrtf(n) - r.sum * rsqrtf(squares)) / (sqrtf(n) - 1), m.order ? error[half] : nan,
-           m.order ? r.base : nan, nan};
+      v = {(root - r.sum * rsqrtf(squares)) * per_root, m.order ? error : nan, m.order ? r.base : nan, nan};
     } else if (q == 2) {
       v = {nan, nan, nan, spatial && mass > 0 ? distance / mass : nan};
     } else {
@@ -430,7 +424,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 3)
 
 /// The statistics that need a row in order, after stats_streaming. A row has kTiles * 8 keys at most.
 template <int kTiles>
-__global__ void __launch_bounds__(kMostWarps* kWarp, kTiles <= 25 ? 2 : 1)
+__global__ void __launch_bounds__(kMostWarps* kWarp, kTiles <= 25 ? kBlocksOrder : 1)
     stats_order(MapSource<bf16> s, MapLayout m, Records records, Tiling tiling) {
   constexpr int kN = 2 * kTiles;  // of a row in a lane
   extern __shared__ uint4 room[];
@@ -486,13 +480,14 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kTiles <= 25 ? 2 : 1)
     const int i = first + lane / 4 + half * 8;
     float* to = records.values + (at.map * t + min(i, t - 1)) * kStats;
     // A share of 0.9 changes by 2 * 0.9 * 0.1 of what its entries do; then the additions.
-    const float band = 0.2f * to[kGini] + float(kN + 8) * kUnitF32;
-    Counter below(float(kSupportMass), sum, band);
+    const float error = (0.2f * to[kGini] + float(kN + 8) * kUnitF32) / float(kSupportMass);
+    const float middle = Counter::middle_of(error);
+    Counter below(float(kSupportMass) * sum, error);
     float decided = 0, mass = before, top5 = 0, top10 = 0, top_tenth = 0;
 #pragma unroll
     for (int k = 0; k < kN; ++k) {
       mass += v[k];
-      below.add(mass, decided);
+      below.add(mass, middle, decided);
       if (k == 4) top5 = mass;
       if (k == 9) top10 = mass;
       if (k < kMostTenth && k + 1 == tenth) top_tenth = mass;
