@@ -14,7 +14,8 @@ namespace {
 constexpr int64_t kWarpRow = 1024;    // rows up to this length are a warp's, longer ones a block's
 constexpr int64_t kRowsOfBlock = 32;  // at least
 constexpr int64_t kMostParts = 16;    // blocks of one map, beyond kRowsOfBlock rows each
-constexpr int kFinishThreads = 256;
+constexpr int kFinishThreads = 512;
+constexpr int64_t kRowsOfChecker = 16;  // rows that a block looks at for undecided ones
 
 int64_t rows_of_block(int64_t t) {
   return div_up(t, kRowsOfBlock) <= kMostParts ? kRowsOfBlock : div_up(t, kMostParts);
@@ -94,7 +95,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A block is a map: means over its rows. Thread x adds statistic x % kStats of every 16th row.
+/// A block is a map: means over its rows. Thread x adds statistic x % kStats of every 32nd row.
 __global__ void __launch_bounds__(kFinishThreads) stats_finish(MapLayout m, Records records, float* out) {
   constexpr int kGroups = kFinishThreads / kStats;
   __shared__ double sums[3][kGroups][kStats];  // over prefix rows, over patch rows, patch rows that count
@@ -103,16 +104,15 @@ __global__ void __launch_bounds__(kFinishThreads) stats_finish(MapLayout m, Reco
   const float* rows = records.values + map * m.t * kStats;
   const double* columns = records.columns + map * records.parts * 2 * m.t;
   double prefix = 0, patch = 0, counted = 0;
+#pragma unroll 4
   for (int64_t i = group; i < m.t; i += kGroups) {
     const double value = rows[i * kStats + k];
-    if (i < m.prefix) {
-      prefix += value;
-      continue;
-    }
+    const double support = rows[i * kStats + kEffectiveSupport];
     // A patch row without mass on patches has no distance and is left out of that mean.
-    if (k == kAttentionDistance && isnan(value) && isfinite(rows[i * kStats + kEffectiveSupport])) continue;
-    patch += value;
-    ++counted;
+    const bool counts = k != kAttentionDistance || !isnan(value) || !isfinite(support);
+    prefix += i < m.prefix ? value : 0;
+    patch += i >= m.prefix && counts ? value : 0;
+    counted += i >= m.prefix && counts ? 1 : 0;
   }
   sums[0][group][k] = prefix, sums[1][group][k] = patch, sums[2][group][k] = counted;
   double all_max = 0, patch_max = 0;
@@ -201,15 +201,15 @@ void launch_rows(const MapSource<T>& s, const MapLayout& m, const Records& recor
   check_launch("stats_rows", stream);
 }
 
-template <bool kByWarp>
 void launch_undecided(const MapSource<bf16>& s, const MapLayout& m, const Records& records,
                       cudaStream_t stream) {
-  const RowRoom room = room_of<kByWarp>(m.t, s.d);
+  // By block: they are few, so what counts is how long one takes.
+  const RowRoom room = room_of<false>(m.t, s.d);
   const int64_t rows = s.b * s.h * m.t;
-  auto* kernel = stats_undecided<kByWarp, true, bf16>;  // what mma_takes is packed
+  auto* kernel = stats_undecided<false, true, bf16>;  // what mma_takes is packed
   allow_shared(kernel, "stats_undecided", room.bytes);
-  kernel<<<grid_of_rows(div_up<int64_t>(rows, Team<kByWarp>::kCount * kWarp)), kThreads, size_t(room.bytes),
-           stream>>>(s, m, records, room.padded, rows);
+  kernel<<<grid_of_rows(div_up(rows, kRowsOfChecker)), kThreads, size_t(room.bytes), stream>>>(
+      s, m, records, room.padded, rows);
   check_launch("stats_undecided", stream);
 }
 
@@ -231,8 +231,7 @@ void attention_stats(const MapSource<T>& source, const MapLayout& m, double* scr
       measured = true;
       records.parts = mma_parts(m.t);
       mma_records(source, m, records, stream);
-      (m.t <= kWarpRow ? launch_undecided<true> : launch_undecided<false>)(source, m, records,
-                                                                           as_stream(stream));
+      launch_undecided(source, m, records, as_stream(stream));
     }
   }
   if (!measured)

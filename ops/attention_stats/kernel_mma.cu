@@ -21,8 +21,8 @@ namespace {
 constexpr int kStats = kAttentionStatCount;
 constexpr int kWarpRows = 16, kMostWarps = 7;
 constexpr int kBlocksStreaming = 3, kBlocksOrder = 2;  // of a multiprocessor: what bounds the registers
-constexpr int kChunk = 64;              // keys that come into shared memory together
-constexpr int kUnit = 32;               // keys that a warp treats together, at most
+constexpr int kChunk = 64;                             // keys that come into shared memory together
+constexpr int kUnit = 32;                              // keys that a warp treats together, at most
 constexpr int kWorkStride = kUnit + 8;  // of column sums; 8 rows of a lane's pairs miss each other's banks
 constexpr int kWorkFloats = 8 * kWorkStride;  // of a warp
 constexpr int64_t kMostHead = 128, kMostSorted = 264;
@@ -58,9 +58,9 @@ __device__ __forceinline__ Place place_of_block(const MapSource<bf16>& s, int64_
 /// `count` rows to shared memory; rows from `valid` on and columns from d on become 0.
 __device__ __forceinline__ void load_rows(bf16* to, const bf16* from, int64_t from_stride, int64_t valid,
                                           int count, int64_t d, int stride) {
-  const int packs = (stride - 8) / 8;
-  for (int i = int(threadIdx.x); i < count * packs; i += int(blockDim.x)) {
-    const int row = i / packs, column = i % packs * 8;
+  const int packs = (stride - 8) / 8;  // 4, 8 or 16: a thread stays in its column
+  const int column = int(threadIdx.x) % packs * 8;
+  for (int row = int(threadIdx.x) / packs; row < count; row += int(blockDim.x) / packs) {
     const bool exists = row < valid && column < d;
     copy_async16(to + row * stride + column, exists ? from + row * from_stride + column : from, exists);
   }
@@ -315,13 +315,23 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksStreaming)
         below[i / 2].add(y, middle, r.decided);
         below_uniform[i / 2].add(y, middle, r.decided);
       }
-    add_columns(e, patch_weight[0], patch_weight[1], shared.work + warp * kWorkFloats, patch_sums);
-    if (has_prefix) {
-      add_columns(e, prefix_weight[0], prefix_weight[1], shared.work + warp * kWorkFloats, prefix_sums);
+    float* work = shared.work + warp * kWorkFloats;
+    if (!has_prefix) {
+      add_columns(e, patch_weight[0], patch_weight[1], work, patch_sums);
+    } else {  // a row that is not finite must not enter the other kind's sums by 0 * NaN
+      float of_kind[kN][4];
 #pragma unroll
-      for (int n = 0; n < kN; ++n)
+      for (int kind = 0; kind < 2; ++kind) {
+        const float(&weight)[2] = kind == 0 ? patch_weight : prefix_weight;
 #pragma unroll
-        for (int i = 0; i < 4; ++i) row[i / 2].largest = fmaxf(row[i / 2].largest, e[n][i]);
+        for (int n = 0; n < kN; ++n)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            of_kind[n][i] = weight[i / 2] == 0 ? 0 : e[n][i];
+            row[i / 2].largest = fmaxf(row[i / 2].largest, e[n][i]);
+          }
+        add_columns(of_kind, weight[0], weight[1], work, kind == 0 ? patch_sums : prefix_sums);
+      }
     }
     if (key < prefix) {  // from here on patches only
       if (key == 0 && q == 0) row[0].first = e[0][0], row[1].first = e[0][2];
@@ -405,6 +415,8 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksStreaming)
     if (i >= t) continue;
     const float entropy = kLn2 * (log2f(r.sum) - weighted * inverse[half]);
     const bool finite = fabsf(entropy) < infinity_<float>(), spatial = finite && i >= prefix;
+    // A distance needs mass on patches, far above what 2^x loses below 2^-126.
+    const bool decides = a + b == decided && !(spatial && mass < 1e-20f);
     float4 v;  // statistics 4q .. 4q+3 (keys.h)
     if (q == 0) {
       v = {(a - float(hidden)) * uniform, (b - float(hidden)) * uniform, entropy * per_log, expf(entropy)};
@@ -415,7 +427,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocksStreaming)
       v = {nan, nan, nan, spatial && mass > 0 ? distance / mass : nan};
     } else {
       v = {spatial ? window3 * inverse[half] : nan, spatial ? window5 * inverse[half] : nan,
-           prefix > 0 ? cls * inverse[half] : nan, a + b == decided ? largest * inverse[half] : kUndecided};
+           prefix > 0 ? cls * inverse[half] : nan, decides ? largest * inverse[half] : kUndecided};
     }
     if (!finite) v = {nan, nan, nan, nan};
     *reinterpret_cast<float4*>(records.values + (at.map * t + i) * kStats + q * 4) = v;
