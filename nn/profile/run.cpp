@@ -5,10 +5,13 @@
 
 #include "core/check.h"
 #include "core/grad_mode.h"
+#include "core/stream.h"
+#include "nn/capture.h"
 #include "nn/mixers/attention/attention.h"
 #include "nn/train/throughput.h"
 #include "ops/attention_stats/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/reduce/op.h"
 
 namespace occam {
 
@@ -69,6 +72,40 @@ std::vector<HeadMap> maps_of(const Tensor& moments, int64_t images) {
   return maps;
 }
 
+/// What a batch leaves on the device until it is read.
+struct Measured {
+  std::vector<int64_t> layers;
+  Tensor stats;   // f32 [layers, b, h, 3, K]
+  Tensor finite;  // f32 []: 0 when every logit is finite, else NaN
+  int64_t images = 0, first_index = 0;
+};
+
+Measured gather(const std::vector<Tensor>& stats, const Tensor& logits, const Batch& batch) {
+  Measured m{.images = batch.size(), .first_index = batch.indices.at(0)};
+  for (size_t i = 0; i < stats.size(); ++i)
+    if (stats[i]) m.layers.push_back(int64_t(i));
+  const Tensor& any = stats[size_t(m.layers.at(0))];
+  m.stats =
+      empty({int64_t(m.layers.size()), any.size(0), any.size(1), any.size(2), any.size(3)}, options_of(any));
+  for (size_t k = 0; k < m.layers.size(); ++k)
+    raw::select(m.stats, 0, int64_t(k)).copy_(stats[size_t(m.layers[k])]);
+  m.finite = sum(mul_scalar(logits, 0));  // 0 times infinity is NaN
+  return m;
+}
+
+/// On another stream, which has waited for the batch: the device may be at the next one meanwhile.
+void read(const Measured& m, SparsityProfile& profile) {
+  std::optional<StreamGuard> guard;
+  if (m.stats.is_cuda()) guard.emplace(stream_of(m.stats.device(), StreamRole::comm));
+  Tensor on_host = raw::to(m.stats, kCPU);
+  // A metric may be undefined (NaN) by itself; a NaN from the weights reaches the output too.
+  OCCAM_CHECK(std::isfinite(m.finite.item()), ErrorKind::non_finite,
+              "the model's output is not finite for an image of the batch that begins with image {}\n  fix   "
+              "    use other weights, or precision=f32",
+              m.first_index);
+  for (size_t k = 0; k < m.layers.size(); ++k) profile.add(m.layers[k], raw::select(on_host, 0, int64_t(k)));
+}
+
 }  // namespace
 
 ProfileResult profile_model(VisionTransformer& model, Loader& loader, const ProfileOptions& options) {
@@ -88,7 +125,7 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
   std::vector<Tensor> stats(size_t(shape.depth));
   std::vector<Tensor> moments(size_t(shape.depth));
   std::optional<Batch> batch;
-  int64_t images = 0;
+  int64_t images = 0, begun = 0;  // read; given to the model
   for (size_t i = 0; i < stats.size(); ++i) {
     if (listeners.mixers()[i] == nullptr) continue;
     listeners.mixers()[i]->on_qkv([&, i](const Tensor& qkv) {
@@ -101,8 +138,8 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
           moments[i] = of_batch;
         }
       }
-      for (int64_t k = 0; k < batch->size() && images + k < options.gallery; ++k)
-        result.gallery.at(size_t(images + k)).layers[i] = cls_row(qkv, k, prefix);
+      for (int64_t k = 0; k < batch->size() && begun + k < options.gallery; ++k)
+        result.gallery.at(size_t(begun + k)).layers[i] = cls_row(qkv, k, prefix);
     });
   }
 
@@ -110,26 +147,33 @@ ProfileResult profile_model(VisionTransformer& model, Loader& loader, const Prof
   bool training = model.training();
   model.eval();
   Throughput throughput;
-  while (!(options.stop && options.stop()) && (batch = loader.next())) {
-    for (int64_t k = 0; k < batch->size() && images + k < options.gallery; ++k)
-      result.gallery.push_back(
-          {batch->indices[size_t(k)], std::vector<std::vector<float>>(size_t(shape.depth))});
-    Tensor logits = model(raw::to(batch->images, model.compute_dtype()));
-    // Read back after the whole forward: nothing waits between the layers.
-    for (size_t i = 0; i < stats.size(); ++i)
-      if (stats[i]) result.profile.add(int64_t(i), stats[i]);
-    // A metric may be undefined (NaN) by itself; a NaN from the weights reaches the output too.
-    std::vector<float> outputs = logits.to_vector<float>();
-    OCCAM_CHECK(
-        std::all_of(outputs.begin(), outputs.end(), [](float v) { return std::isfinite(v); }),
-        ErrorKind::non_finite,
-        "the model's output is not finite for an image of the batch that begins with image {}\n  fix       "
-        "use other weights, or precision=f32",
-        batch->indices.at(0));
-    images += batch->size();
+  CapturedForward forward(model);  // the listeners' work is part of it
+  std::optional<Measured> behind;
+  auto read_behind = [&] {
+    read(*behind, result.profile);
+    images += behind->images;
+    behind.reset();
     throughput.update(images);
     if (options.progress) options.progress(images);
+  };
+  while (!(options.stop && options.stop()) && (batch = loader.next())) {
+    for (int64_t k = 0; k < batch->size() && begun + k < options.gallery; ++k)
+      result.gallery.push_back(
+          {batch->indices[size_t(k)], std::vector<std::vector<float>>(size_t(shape.depth))});
+    // What the gallery keeps is read on the host in the middle of the model.
+    Tensor logits = begun < options.gallery ? model(raw::to(batch->images, model.compute_dtype()))
+                                            : forward(batch->images);
+    Measured measured = gather(stats, logits, *batch);
+    begun += batch->size();
+    if (behind) read_behind();  // the batch before, while a GPU works on this one
+    behind = std::move(measured);
+    const Device device = behind->stats.device();
+    if (device.is_cuda())
+      stream_wait(stream_of(device, StreamRole::comm), current_stream(device));
+    else
+      read_behind();
   }
+  if (behind) read_behind();
   model.train(training);
   OCCAM_CHECK(images > 0 || (options.stop && options.stop()), ErrorKind::input,
               "no image could be profiled: {}",

@@ -6,6 +6,7 @@
 #include <nlohmann/json.hpp>
 
 #include "core/check.h"
+#include "core/dispatch.h"
 #include "ops/attention_stats/op.h"
 
 namespace occam {
@@ -40,19 +41,23 @@ void SparsityProfile::add(int64_t layer, const Tensor& stats) {
   }
   OCCAM_CHECK(l.heads == int64_t(heads), ErrorKind::shape, "sparsity profile: layer {} had {} heads, now {}",
               layer, l.heads, heads);
-  std::vector<double> v = stats.to_vector<double>();
-  for (size_t image = 0; image < size_t(stats.size(0)); ++image) {
-    const double* one = v.data() + image * heads * kRowSets * keys;
-    for (size_t i = 0; i < l.sum.size(); ++i) l.sum[i] += one[i];
-    ++l.images;
-    for (size_t k = 0; k < keys; ++k) {
-      double mean = 0;
-      for (size_t h = 0; h < heads; ++h) mean += one[h * kRowSets * keys + k] / double(heads);
-      double delta = mean - l.mean[k];
-      l.mean[k] += delta / double(l.images);
-      l.squares[k] += delta * (mean - l.mean[k]);
+  const Tensor host = raw::contiguous(raw::to(stats, kCPU));
+  dispatch_float(host.dtype(), [&]<class T>() {
+    std::vector<double> mean(keys);  // of an image over its heads, all rows
+    for (size_t image = 0; image < size_t(host.size(0)); ++image) {
+      const T* one = host.data<T>() + image * heads * kRowSets * keys;
+      for (size_t i = 0; i < l.sum.size(); ++i) l.sum[i] += double(one[i]);
+      std::fill(mean.begin(), mean.end(), 0.0);
+      for (size_t h = 0; h < heads; ++h)
+        for (size_t k = 0; k < keys; ++k) mean[k] += double(one[h * kRowSets * keys + k]);
+      ++l.images;
+      for (size_t k = 0; k < keys; ++k) {
+        double delta = mean[k] / double(heads) - l.mean[k];
+        l.mean[k] += delta / double(l.images);
+        l.squares[k] += delta * (mean[k] / double(heads) - l.mean[k]);
+      }
     }
-  }
+  });
 }
 
 int64_t SparsityProfile::images() const {

@@ -136,8 +136,9 @@ Arrays naive_moments(const Array& qkv, double scale) {
 }  // namespace
 
 OP_SPEC(attention_stats) {
-  // Everything is computed in f64 from the inputs as stored: the result is rounded once, to f32. So no term
-  // that cancels and no length enters, and counts are exact.
+  // On the CPU and for f32 everything is computed in f64 from the inputs as stored and rounded to f32: no
+  // term that cancels and no length enters, and counts are exact. Counts are so for bf16 on a GPU too; what
+  // f32 adds to the rest there is far below the rounding of a bf16 that half_roundings allows.
   auto add = [&](std::string name, Input qkv, AttentionStatsOptions o, double scale = 0) -> Sample& {
     double s = scale != 0 ? scale : 1 / std::sqrt(double(qkv.shape[4]));
     std::optional<double> given = scale != 0 ? std::optional(scale) : std::nullopt;
@@ -164,6 +165,15 @@ OP_SPEC(attention_stats) {
   // Long rows exercise the loops over keys; a query tile that ends inside the sequence.
   add("1x577x1x16", randn({1, 577, 3, 1, 16}, 2), grid(1, 24, 24));
   add("1x1025x1x8", randn({1, 1025, 3, 1, 8}, 3), grid(1, 32, 32));
+  // The kernels for bf16: rows of every sorting network, heads of several lengths, long rows without a sort.
+  add("1x65x2x32", randn({1, 65, 3, 2, 32}, 2), grid(1, 8, 8));
+  add("2x130x1x24-two-prefix", randn({2, 130, 3, 1, 24}, 2), grid(2, 8, 16));
+  add("1x257x1x128", randn({1, 257, 3, 1, 128}, 2), grid(1, 16, 16));
+  AttentionStatsOptions streaming = grid(1, 13, 23);
+  streaming.order_metrics = false;
+  add("1x300x2x16-streaming", randn({1, 300, 3, 2, 16}, 2), streaming);
+  // Probabilities so close to 1/N that f32 cannot count them.
+  add("1x65x1x16-nearly-uniform", randn({1, 65, 3, 1, 16}, 0.01), grid(1, 8, 8));
   // All scores 0: every row is uniform, nothing is below 1/N, and 90 % of the tokens hold 0.9.
   add("1x10x1x4-uniform", values({1, 10, 3, 1, 4}, std::vector<double>(120, 0.0)), grid(1, 3, 3));
   // One key takes nearly all: entropy goes to 0, Hoyer to 1.

@@ -10,14 +10,17 @@
 namespace occam::suite {
 namespace {
 
-class AttentionStats : public testing::TestWithParam<std::tuple<std::string, bool>> {};
+class AttentionStats : public testing::TestWithParam<std::tuple<std::string, bool, DType>> {};
 INSTANTIATE_TEST_SUITE_P(Lengths, AttentionStats,
-                         testing::Combine(testing::Values<std::string>("2x17x2x8", "1x50x3x16", "1x197x1x64",
-                                                                       "1x577x1x16", "1x1025x1x8"),
-                                          testing::Bool()));
+                         testing::Combine(testing::Values<std::string>("2x17x2x8", "1x50x3x16", "1x65x2x32",
+                                                                       "2x130x1x24-two-prefix", "1x197x1x64",
+                                                                       "1x257x1x128", "1x300x2x16-streaming",
+                                                                       "1x577x1x16", "1x1025x1x8",
+                                                                       "1x65x1x16-nearly-uniform"),
+                                          testing::Bool(), testing::Values(DType::f32, DType::bf16)));
 
 TEST_P(AttentionStats, EveryKeyAgreesWithTheMaterialisedMap) {
-  const auto [name, on_gpu] = GetParam();
+  const auto [name, on_gpu, dtype] = GetParam();
   if (on_gpu && !cuda_available()) GTEST_SKIP() << "no GPU";
   const spec::Spec* op = nullptr;
   const spec::Sample* sample = nullptr;
@@ -26,7 +29,7 @@ TEST_P(AttentionStats, EveryKeyAgreesWithTheMaterialisedMap) {
       for (const spec::Sample& s : each.samples())
         if (s.name == name) op = &each, sample = &s;
   ASSERT_NE(sample, nullptr);
-  const std::vector<Tensor> qkv = make_inputs(*op, *sample, DType::f32);
+  const std::vector<Tensor> qkv = make_inputs(*op, *sample, dtype);
   spec::Array map_input(qkv[0].shape());
   const std::vector<float> stored = qkv[0].to_vector<float>();
   map_input.v.assign(stored.begin(), stored.end());
@@ -46,9 +49,10 @@ TEST_P(AttentionStats, EveryKeyAgreesWithTheMaterialisedMap) {
         EXPECT_LE(std::abs(f - e), 1e-4 * std::max(1.0, std::abs(e)));
         if (k != kThresholdShare && k != kThresholdShareUniform && k != kMassSupport) continue;
         // A mean of counts: whole once multiplied by rows and tokens.
+        const int64_t prefix = name.ends_with("two-prefix") ? 2 : 1;
         const int64_t rows = set == int(AttentionRows::all)   ? tokens
                              : set == int(AttentionRows::cls) ? 1
-                                                              : tokens - 1;
+                                                              : tokens - prefix;
         EXPECT_EQ(std::llround(f * double(rows * tokens)), std::llround(e * double(rows * tokens)));
       }
 }
