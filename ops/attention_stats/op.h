@@ -56,10 +56,10 @@ struct AttentionStatsOptions {
 /// and head. qkv [b,t,3,h,d] -> f32 [b,h,3,16] (f64 for f64 input); `scale` is 1/sqrt(d) unless given.
 /// NaN: spatial keys of row 0 (for `all` they are those of `patch`), every key of row 0 without prefix
 /// tokens, attention_distance when no row has mass on patches, and rows with a score that is not finite.
-/// Counts are those of exact arithmetic: probabilities are computed in f64, for bf16 on a GPU in f32 and again
-/// in f64 where f32 cannot decide (README.md; fast for heads of 8, 16, ... 128 and, with order metrics, t up to
-/// 264). Not differentiable. Throws Error{shape} when prefix_tokens + grid_h * grid_w is not t. On a GPU t is
-/// at most 16384.
+/// Counts are those of exact arithmetic: probabilities are computed in f64, for bf16 on a GPU in f32 and
+/// again in f64 where f32 cannot decide (README.md; fast for heads of 8, 16, ... 128 and, with order metrics,
+/// t up to 264). Not differentiable. Throws Error{shape} when prefix_tokens + grid_h * grid_w is not t. On a
+/// GPU t is at most 16384.
 Tensor attention_stats(const Tensor& qkv, const AttentionStatsOptions& options,
                        std::optional<double> scale = {});
 
