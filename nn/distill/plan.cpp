@@ -162,7 +162,7 @@ std::vector<DistillRun> plan_runs(const DistillConfig& config, const LayerRankin
       add("none", {}, {.with = kNoOp});
       continue;
     }
-    make_mixer(r.with, {shape.dim, shape.heads}, r.options);  // throws for what does not exist
+    make_mixer(r.with, shape.mixer(), r.options);  // throws for what does not exist
     r.blocks.check();
     add(r.blocks.str(), blocks_of(r.blocks, ranking, shape.depth, seed), {r.with, r.options});
   }

@@ -14,7 +14,13 @@ namespace occam {
 struct MixerShape {
   int64_t dim = 0;    // channels c
   int64_t heads = 0;  // h; head width c / h
+  // How the tokens lie in the image: `prefix` tokens without a place (class, distillation), then the patches
+  // row by row. 0: unknown, and what needs it refuses the shape.
+  int64_t grid_h = 0, grid_w = 0;
+  int64_t prefix = 0;
   int64_t head_dim() const { return dim / heads; }
+  bool has_grid() const { return grid_h > 0 && grid_w > 0; }
+  int64_t tokens() const { return prefix + grid_h * grid_w; }
 };
 
 /// A mixer's own settings as text, checked by the mixer that reads them.
@@ -43,6 +49,8 @@ class TokenMixer : public Module {
   virtual bool has_branch() const { return true; }
   /// Is the output a matrix of weights (by head and image) times values?
   virtual bool has_mixing_matrix() const { return false; }
+  /// Does it take images of different numbers of tokens in one batch without padding?
+  virtual bool takes_ragged() const { return false; }
   const MixerShape& mixer_shape() const { return shape_; }
 
  protected:
@@ -54,6 +62,12 @@ class TokenMixer : public Module {
   MixerShape shape_;
 };
 
+/// The option that sizes a mixer: `first`, first + step, ... are values that its kernels like.
+struct MixerKnob {
+  const char* option = nullptr;  // null: nothing sizes it
+  int64_t first = 1, step = 1;
+};
+
 /// One kind of mixer: nn/mixers/<folder>/mixer.cpp ends with OCCAM_REGISTER_MIXER(<folder>, {...}).
 struct MixerEntry {
   const char* name;
@@ -61,6 +75,7 @@ struct MixerEntry {
   /// Throws Error{usage} for an option it does not know or a value out of range.
   std::unique_ptr<TokenMixer> (*make)(const MixerShape&, const MixerOptions&);
   MixerLedger (*ledger)(const MixerShape&, int64_t tokens, const MixerOptions&);
+  MixerKnob knob = {};
 };
 
 /// Every mixer, in folder order.

@@ -25,7 +25,7 @@ struct VitShape {
   int64_t prefix_tokens() const { return distilled ? 2 : 1; }
   int64_t tokens() const { return grid() * grid() + prefix_tokens(); }
   int64_t mlp_hidden() const { return int64_t(double(dim) * mlp_ratio); }
-  MixerShape mixer() const { return {dim, heads}; }
+  MixerShape mixer() const { return {dim, heads, grid(), grid(), prefix_tokens()}; }
   /// One image: [1, channels, image_size, image_size].
   Shape image() const { return {1, channels, image_size, image_size}; }
   /// Throws Error{usage} for sizes that make no model.

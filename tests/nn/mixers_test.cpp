@@ -8,6 +8,7 @@
 #include "core/grad_mode.h"
 #include "core/io/safetensors.h"
 #include "nn/mixers/attention/attention.h"
+#include "nn/mixers/scan_order.h"
 #include "nn/plan.h"
 #include "nn/summary.h"
 #include "nn/vit/model.h"
@@ -71,20 +72,63 @@ TEST(MixerLedger, PublishedModels) {
 }
 
 TEST(MixerLedger, ClosedFormsEqualParametersAndPlan) {
+  // One token without a place, 1 + 4x4, 2 + 3x5, 1 + 14x14.
   for (const MixerEntry& entry : mixer_table())
-    for (const MixerShape& s : {kTiny, kBase, MixerShape{24, 2}})
-      for (int64_t t : {1, 17, 197}) {
-        auto mixer = make_mixer(entry.name, s);
-        const MixerLedger ledger = entry.ledger(s, t, {});
-        EXPECT_EQ(mixer->parameter_count(), ledger.params) << entry.name;
-        Plan plan = plan_of(*mixer, {1, t, s.dim});
-        EXPECT_EQ(plan.total().params, ledger.params) << entry.name;
-        EXPECT_EQ(plan.total().macs, ledger.macs) << entry.name << " t=" << t;
-        EXPECT_EQ(plan.total().output, (Shape{1, t, s.dim}));
-      }
-  const MixerOptions wide{{"hidden", "10"}};
-  EXPECT_EQ(make_mixer("bilstm", {24, 2}, wide)->parameter_count(),
-            find_mixer("bilstm").ledger({24, 2}, 5, wide).params);
+    for (const MixerShape& s : {MixerShape{24, 2, 1, 1, 0}, MixerShape{24, 2, 4, 4, 1},
+                                MixerShape{192, 3, 3, 5, 2}, MixerShape{768, 12, 14, 14, 1}}) {
+      const int64_t t = s.tokens();
+      auto mixer = make_mixer(entry.name, s);
+      const MixerLedger ledger = entry.ledger(s, t, {});
+      EXPECT_EQ(mixer->parameter_count(), ledger.params) << entry.name;
+      Plan plan = plan_of(*mixer, {1, t, s.dim});
+      EXPECT_EQ(plan.total().params, ledger.params) << entry.name;
+      EXPECT_EQ(plan.total().macs, ledger.macs) << entry.name << " t=" << t;
+      EXPECT_EQ(plan.total().output, (Shape{1, t, s.dim}));
+      const MixerKnob& knob = entry.knob;
+      if (!knob.option) continue;
+      const MixerOptions sized{{knob.option, std::to_string(knob.first + knob.step)}};
+      EXPECT_EQ(make_mixer(entry.name, s, sized)->parameter_count(), entry.ledger(s, t, sized).params)
+          << entry.name;
+      EXPECT_EQ(plan_of(*make_mixer(entry.name, s, sized), {1, t, s.dim}).total().macs,
+                entry.ledger(s, t, sized).macs)
+          << entry.name;
+    }
+}
+
+TEST(ScanOrder, Orders) {
+  const MixerShape s{4, 1, 2, 3, 1};  // patches 1 2 3 / 4 5 6
+  using Order = std::vector<int64_t>;
+  EXPECT_EQ(scan_order(s, {}), (Order{0, 1, 2, 3, 4, 5, 6}));
+  EXPECT_EQ(scan_order(s, {"column", "first"}), (Order{0, 1, 4, 2, 5, 3, 6}));
+  EXPECT_EQ(scan_order(s, {"snake", "middle"}), (Order{1, 2, 3, 0, 6, 5, 4}));
+  EXPECT_EQ(scan_order(s, {"row", "last"}), (Order{1, 2, 3, 4, 5, 6, 0}));
+  const MixerShape distilled{4, 1, 1, 3, 2};
+  EXPECT_EQ(scan_order(distilled, {"row", "middle"}), (Order{2, 0, 1, 3, 4}));
+  EXPECT_OCCAM_ERROR(scan_order({4, 1}, {"snake", "first"}), ErrorKind::usage, "patch grid");
+}
+
+TEST(ScanOrder, ArrangeAndRestore) {
+  const MixerShape s{2, 1, 2, 3, 1};
+  const Tensor x = rule::tensor("scan/x", {2, 7, 2}, 0, 1);
+  EXPECT_EQ(TokenOrder(s, {}).arrange(x).data<float>(), x.data<float>()) << "the default copies nothing";
+  TokenOrder order(s, {"snake", "middle"});
+  EXPECT_EQ(order.restore(order.arrange(x)).to_vector<float>(), x.to_vector<float>());
+  EXPECT_NE(order.arrange(x).to_vector<float>(), x.to_vector<float>());
+  EXPECT_OCCAM_ERROR(order.arrange(ones({1, 8, 2})), ErrorKind::shape, "8 tokens");
+}
+
+// A mixer with a scan order is the mixer on tokens in that order.
+TEST(ScanOrder, InTheSkeleton) {
+  const MixerShape s{12, 2, 2, 3, 1};
+  auto plain = make_mixer("bilstm", s), snake = make_mixer("bilstm", s, {{"scan", "snake"}, {"cls", "last"}});
+  for (TokenMixer* m : {plain.get(), snake.get()}) rule::fill(*m, "scan");
+  const Tensor x = rule::tensor("scan/x12", {2, 7, 12}, 0, 1);
+  NoGrad no_grad;
+  TokenOrder order(s, {"snake", "last"});
+  EXPECT_EQ(snake->heads(x).to_vector<float>(),
+            order.restore(plain->heads(order.arrange(x))).to_vector<float>());
+  EXPECT_OCCAM_ERROR(make_mixer("bilstm", {12, 2}, {{"scan", "column"}}), ErrorKind::usage, "patch grid");
+  EXPECT_OCCAM_ERROR(make_mixer("bilstm", s, {{"scan", "spiral"}}), ErrorKind::usage, "snake");
 }
 
 TEST(Plan, DeitTinyByHand) {
