@@ -17,8 +17,6 @@ struct LstmOp {
       .hint = "g = 4w: the gates i, f, g, o"};
 
   static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh) { return {x[0], x[1], x[2], w_hh[3]}; }
-  /// What is kept between the products: f32 beside bf16.
-  static DType between(DType dtype) { return dtype == DType::f64 ? DType::f64 : DType::f32; }
 
   static Outs forward(Ctx& c, In in, const Attrs&) {
     const Tensor &x = in[0], &w_ih = in[1], &w_hh = in[2], &b_ih = in[3], &b_hh = in[4];
@@ -26,60 +24,61 @@ struct LstmOp {
     OCCAM_CHECK(w_ih.size(2) == 4 * s.w && x.size(3) > 0 && s.w > 0, ErrorKind::shape,
                 "lstm: w_hh {} has {} gate rows for states of width {}; 4 x {} are needed\n  contract  {}",
                 w_hh.shape().str(), w_hh.size(2), s.w, s.w, info.contract);
-    TensorOptions state{between(x.dtype()), x.device()};
-    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x));
-    Tensor gates = empty({2, s.h, s.b, s.t, 4 * s.w}, state), cells = empty({2, s.h, s.b, s.t, s.w}, state);
-    Tensor before = c.recording() ? empty({2, s.h, s.b, s.t, s.w}, options_of(x)) : Tensor();
+    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x)),
+           cells = c.recording() ? empty_like(y) : Tensor();
     if (y.numel() > 0) {
-      for (int64_t direction = 0; direction < 2; ++direction)
-        matrix_product({.device = x.device(),
-                        .dtype_ab = x.dtype(),
-                        .dtype_d = state.dtype,
-                        .trans_b = true,
-                        .m = s.b * s.t,
-                        .n = 4 * s.w,
-                        .k = x.size(3),
-                        .lda = s.h * x.size(3),
-                        .batch = s.h,
-                        .stride_a = x.size(3),
-                        .stride_b = 4 * s.w * x.size(3),
-                        .stride_d = s.b * s.t * 4 * s.w},
-                       x.data_ptr(), raw::select(w_ih, 0, direction).data_ptr(),
-                       raw::select(gates, 0, direction).data_ptr());
+      Tensor z = input_part(x, w_ih);
       if (x.is_cuda()) {
         dispatch_cuda(x.dtype(), [&]<class T>() {
           OCCAM_ON_CUDA(
-              kernels::lstm_fwd<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), gates.data<float>(),
-                                    cells.data<float>(), y.data<T>(), before ? before.data<T>() : nullptr},
+              kernels::lstm_fwd<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<float>(),
+                                    y.data<T>(), cells ? cells.data<T>() : nullptr},
                                    current_stream(x.device()).handle));
         });
       } else {
         dispatch_float(x.dtype(), [&]<class T>() {
-          kernels::lstm_fwd_cpu<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), gates.data<T>(),
-                                    cells.data<T>(), y.data<T>(), before ? before.data<T>() : nullptr});
+          kernels::lstm_fwd_cpu<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<T>(),
+                                    y.data<T>(), cells ? cells.data<T>() : nullptr});
         });
       }
     }
-    c.save({x, w_ih, w_hh, gates, cells, before});
+    c.save({x, w_ih, w_hh, b_ih, b_hh, y, cells});
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    Tensor x = c.saved(0), w_ih = c.saved(1), w_hh = c.saved(2), gates = c.saved(3), cells = c.saved(4),
-           before = c.saved(5);
+    Tensor x = c.saved(0), w_ih = c.saved(1), w_hh = c.saved(2), b_ih = c.saved(3), b_hh = c.saved(4),
+           cells = c.saved(6);
     kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
-    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x));
-    if (x.is_cuda()) {
-      dispatch_cuda(x.dtype(), [&]<class T>() {
-        OCCAM_ON_CUDA(if (g_gates.numel() > 0) kernels::lstm_bwd<T>(
-            {s, w_hh.data<T>(), gates.data<float>(), cells.data<float>(), gy[0].data<T>(), g_gates.data<T>()},
-            current_stream(x.device()).handle));
-      });
-    } else {
-      dispatch_float(x.dtype(), [&]<class T>() {
-        kernels::lstm_bwd_cpu<T>(
-            {s, w_hh.data<T>(), gates.data<T>(), cells.data<T>(), gy[0].data<T>(), g_gates.data<T>()});
-      });
+    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x)), before = states_before(c.saved(5));
+    if (g_gates.numel() > 0) {
+      Tensor z = input_part(x, w_ih);
+      matrix_product({.device = x.device(),
+                      .dtype_ab = x.dtype(),
+                      .dtype_d = z.dtype(),
+                      .trans_b = true,
+                      .m = s.b * s.t,
+                      .n = 4 * s.w,
+                      .k = s.w,
+                      .batch = 2 * s.h,
+                      .stride_a = s.b * s.t * s.w,
+                      .stride_b = 4 * s.w * s.w,
+                      .stride_d = s.b * s.t * 4 * s.w,
+                      .beta = 1},
+                     before.data_ptr(), w_hh.data_ptr(), z.data_ptr());
+      if (x.is_cuda()) {
+        dispatch_cuda(x.dtype(), [&]<class T>() {
+          OCCAM_ON_CUDA(
+              kernels::lstm_bwd<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<float>(),
+                                    cells.data<T>(), gy[0].data<T>(), g_gates.data<T>()},
+                                   current_stream(x.device()).handle));
+        });
+      } else {
+        dispatch_float(x.dtype(), [&]<class T>() {
+          kernels::lstm_bwd_cpu<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<T>(),
+                                    cells.data<T>(), gy[0].data<T>(), g_gates.data<T>()});
+        });
+      }
     }
     Grads grads(5);
     if (c.needs(0)) {  // gx = sum over directions of g_gates w_ih
@@ -151,6 +150,40 @@ struct LstmOp {
   }
 
  private:
+  /// w_ih x of every token, [2,h,b,t,4w]; f32 beside bf16.
+  static Tensor input_part(const Tensor& x, const Tensor& w_ih) {
+    int64_t tokens = x.size(0) * x.size(1), heads = x.size(2), width = x.size(3), gates = w_ih.size(2);
+    DType dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
+    Tensor z = empty({2, heads, x.size(0), x.size(1), gates}, {dtype, x.device()});
+    for (int64_t direction = 0; direction < 2; ++direction)
+      matrix_product({.device = x.device(),
+                      .dtype_ab = x.dtype(),
+                      .dtype_d = dtype,
+                      .trans_b = true,
+                      .m = tokens,
+                      .n = gates,
+                      .k = width,
+                      .lda = heads * width,
+                      .batch = heads,
+                      .stride_a = width,
+                      .stride_b = gates * width,
+                      .stride_d = tokens * gates},
+                     x.data_ptr(), raw::select(w_ih, 0, direction).data_ptr(),
+                     raw::select(z, 0, direction).data_ptr());
+    return z;
+  }
+
+  /// The state before each step, [2,h,b,t,w]: y of the neighbouring token, 0 where a direction starts.
+  static Tensor states_before(const Tensor& y) {
+    int64_t t = y.size(1), w = y.size(3) / 2;
+    Tensor before = zeros({2, y.size(2), y.size(0), t, w}, options_of(y));
+    for (int64_t direction = 0; direction < 2 && t > 1; ++direction)
+      raw::slice(raw::select(before, 0, direction), 2, 1 - direction, t - 1)
+          .copy_(raw::permute(raw::slice(raw::slice(y, 1, direction, t - 1), 3, direction * w, w),
+                              {2, 0, 1, 3}));
+    return before;
+  }
+
   static Tensor weight_grad(Ctx& c, size_t i, const Tensor& g_gates) {
     Tensor g = empty(c.shape_of(i),
                      {c.grad_dtype_of(i) == DType::f32 ? DType::f32 : g_gates.dtype(), g_gates.device()});

@@ -83,7 +83,8 @@ OP_SPEC(lstm) {
     // A gate sums i + w products; an error made in one step lives on in the cell and, through weights of row
     // norm about 1, in the next gates: it adds up over the steps it is remembered for, at most t and with
     // forget gates near 1/2 rather 4, in the state and again in its gradient.
-    // bf16: y is rounded, and on the way back g_gates and the weights' products.
+    // bf16: a step rounds h, which y is and the next step reads, and c, which backward reads; a step back
+    // rounds dz, which the step before it and all products read. So 2 a step that is remembered.
     double memory = double(std::min<int64_t>(t, 4));
     return spec
         .sample(
