@@ -17,6 +17,10 @@ struct alignas(128) TensorMap {
 /// and no allocation: fine while a stream is captured.
 TensorMap tensor_map(const bf16* data, int64_t rows, int64_t columns, int box_rows);
 
+/// The same for a view of [images][rows][columns]: rows that an image does not have are read as 0 and not
+/// written. Boxes lie within one image.
+TensorMap tensor_map(const bf16* data, int64_t images, int64_t rows, int64_t columns, int box_rows);
+
 /// Whether the driver can make one.
 bool tensor_maps_supported() noexcept;
 

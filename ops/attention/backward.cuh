@@ -27,16 +27,16 @@ __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], 
   const int lane = int(threadIdx.x) % kWarp;
   const uint32_t rows = query / 8 * (kStepAcross / 2);
   float p[kCount / 2] = {}, ds[kCount / 2] = {};
-  products_begin();
+  wgmma_fence();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    product<kCount, false, false>(p, w.own_k + k * kStepAlong, w.q + rows + k * kStepAlong, k > 0);
-  products_commit();
+    wgmma<kCount, false, false>(p, w.own_k + k * kStepAlong, w.q + rows + k * kStepAlong, k > 0);
+  wgmma_commit();
 #pragma unroll
   for (int k = 0; k < 4; ++k)
-    product<kCount, false, false>(ds, w.own_v + k * kStepAlong, w.g + rows + k * kStepAlong, k > 0);
-  products_commit();
-  products_wait<1>();
+    wgmma<kCount, false, false>(ds, w.own_v + k * kStepAlong, w.g + rows + k * kStepAlong, k > 0);
+  wgmma_commit();
+  wgmma_wait<1>();
   pin(p);
   const float *lse = w.lse + query + lane % 4 * 2, *delta = w.delta + query + lane % 4 * 2;
 #pragma unroll
@@ -49,13 +49,13 @@ __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], 
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 2)
     a[i / 8][i % 8 / 2] = w.attended[i / 2 % 2] ? pack_bf16(p[i], p[i + 1]) : 0;
-  products_wait<0>();
+  wgmma_wait<0>();
   pin(ds);
   pin(dv);
-  products_begin();
+  wgmma_fence();
 #pragma unroll
-  for (int n = 0; n < kCount / 16; ++n) product_of_registers(dv, a[n], w.g + rows + n * kStepAcross, true);
-  products_commit();
+  for (int n = 0; n < kCount / 16; ++n) wgmma_registers(dv, a[n], w.g + rows + n * kStepAcross, true);
+  wgmma_commit();
 #pragma unroll
   for (int i = 0; i < kCount / 2; i += 4) {
     float2 mean = *reinterpret_cast<const float2*>(delta + i * 2);
@@ -65,10 +65,10 @@ __device__ __forceinline__ void walk(const Walk& w, int query, float (&dk)[32], 
     b[i / 8][i % 8 / 2 + 1] = w.attended[1] ? lower : 0;
   }
   pin(dk);
-  products_begin();
+  wgmma_fence();
 #pragma unroll
-  for (int n = 0; n < kCount / 16; ++n) product_of_registers(dk, b[n], w.q + rows + n * kStepAcross, true);
-  products_commit();
+  for (int n = 0; n < kCount / 16; ++n) wgmma_registers(dk, b[n], w.q + rows + n * kStepAcross, true);
+  wgmma_commit();
 }
 
 #endif

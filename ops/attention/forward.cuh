@@ -13,20 +13,20 @@ template <int kCount>
 __device__ __forceinline__ void scores(float (&s)[kCount / 2], uint32_t q, uint32_t k) {
   constexpr int kWhole = kCount / 64 * 64;
   static_assert(kCount - kWhole == 0 || kCount - kWhole == 16);
-  products_begin();
+  wgmma_fence();
 #pragma unroll
   for (int n = 0; n < kWhole; n += 64)
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-      product<64, false, false>(s + n / 2, q + step * kStepAlong,
-                                k + n / 16 * kStepAcross + step * kStepAlong, step > 0);
+      wgmma<64, false, false>(s + n / 2, q + step * kStepAlong, k + n / 16 * kStepAcross + step * kStepAlong,
+                              step > 0);
   if constexpr (kWhole < kCount)
 #pragma unroll
     for (int step = 0; step < 4; ++step)
-      product<16, false, false>(s + kWhole / 2, q + step * kStepAlong,
-                                k + kWhole / 16 * kStepAcross + step * kStepAlong, step > 0);
-  products_commit();
-  products_wait<0>();
+      wgmma<16, false, false>(s + kWhole / 2, q + step * kStepAlong,
+                              k + kWhole / 16 * kStepAcross + step * kStepAlong, step > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
   pin(s);
 }
 
@@ -93,12 +93,11 @@ __device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[n][i] = pack_bf16(s[8 * n + 2 * i], s[8 * n + 2 * i + 1]);
   pin(r.o);
-  products_begin();
+  wgmma_fence();
 #pragma unroll
-  for (int n = 0; n < kCount / 16; ++n)
-    product_of_registers(r.o, p[n], v + n * kStepAcross, !kFirst || n > 0);
-  products_commit();
-  products_wait<0>();
+  for (int n = 0; n < kCount / 16; ++n) wgmma_registers(r.o, p[n], v + n * kStepAcross, !kFirst || n > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
   pin(r.o);
 }
 

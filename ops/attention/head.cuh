@@ -3,10 +3,12 @@
 // back.
 #include "core/cuda/launch.h"
 #include "core/cuda/reduce.cuh"
+#include "core/cuda/wgmma.cuh"
 #include "ops/attention/kernel.h"
-#include "ops/attention/warpgroup.cuh"
 
 namespace occam::kernels {
+
+using cuda::kSwizzleColumns, cuda::tile_at;
 
 inline constexpr int kGroup = 128;  // threads of a warpgroup
 inline constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
@@ -72,7 +74,7 @@ __device__ __forceinline__ void store_rows(const float (&o)[32], float upper, fl
   for (int n = 0; n < 8; ++n) {
     bf16* at = tile + tile_at(row + lane / 4, n) + lane % 4 * 2;
     *reinterpret_cast<uint32_t*>(at) = cuda::pack_bf16(o[4 * n] * upper, o[4 * n + 1] * upper);
-    *reinterpret_cast<uint32_t*>(at + 8 * kTileRow) =
+    *reinterpret_cast<uint32_t*>(at + 8 * kSwizzleColumns) =
         cuda::pack_bf16(o[4 * n + 2] * lower, o[4 * n + 3] * lower);
   }
   __syncwarp();
@@ -88,18 +90,18 @@ __device__ __forceinline__ void store_rows(const float (&o)[32], float upper, fl
 #ifdef OCCAM_WARPGROUP
 /// The same by the copy engine, where `map` views what the rows belong to in boxes of 16 tokens.
 __device__ __forceinline__ void copy_rows_back(const float (&o)[32], float upper, float lower, bf16* tile,
-                                               int row, const void* map, int column, int image) {
+                                               int row, const cuda::TensorMap* map, int column, int image) {
   int lane = thread_here() % cuda::kWarp;
 #pragma unroll
   for (int n = 0; n < 8; ++n) {
     bf16* to = tile + tile_at(row + lane / 4, n) + lane % 4 * 2;
     *reinterpret_cast<uint32_t*>(to) = cuda::pack_bf16(o[4 * n] * upper, o[4 * n + 1] * upper);
-    *reinterpret_cast<uint32_t*>(to + 8 * kTileRow) =
+    *reinterpret_cast<uint32_t*>(to + 8 * kSwizzleColumns) =
         cuda::pack_bf16(o[4 * n + 2] * lower, o[4 * n + 3] * lower);
   }
-  share_with_tensor_cores();
+  cuda::fence_async();
   __syncwarp();
-  if (lane == 0) copy_box_back(map, column, row, image, tile + row * kTileRow);
+  if (lane == 0) cuda::store_box(map, column, row, image, cuda::shared_address(tile + row * kSwizzleColumns));
 }
 #endif
 

@@ -12,15 +12,16 @@ namespace {
 
 constexpr int kThreads = 2 * kGroup, kRows = 128;
 constexpr int kKeys = 128, kKeysBackward = 64, kQueries = 64;  // streamed
-constexpr int64_t kBytesForward = (kRows + 4 * kKeys) * kTileRow * 2 + 2 * kKeys * 4 + 1024,
-                  kBytesKv = (2 * kRows + 4 * kQueries) * kTileRow * 2 + 4 * kQueries * 4 + 1024,
-                  kBytesQ = (2 * kRows + 4 * kKeysBackward) * kTileRow * 2 + 2 * kKeysBackward * 4 + 1024;
+constexpr int64_t kBytesForward = (kRows + 4 * kKeys) * kSwizzleColumns * 2 + 2 * kKeys * 4 + 1024,
+                  kBytesKv = (2 * kRows + 4 * kQueries) * kSwizzleColumns * 2 + 4 * kQueries * 4 + 1024,
+                  kBytesQ =
+                      (2 * kRows + 4 * kKeysBackward) * kSwizzleColumns * 2 + 2 * kKeysBackward * 4 + 1024;
 
 __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16> a, int64_t tiles) {
 #ifdef OCCAM_WARPGROUP
-  constexpr int kTile = kKeys * kTileRow;
+  constexpr int kTile = kKeys * kSwizzleColumns;
   bf16* q = reinterpret_cast<bf16*>(aligned_room());
-  bf16* kv = q + kRows * kTileRow;  // [2][k, v]
+  bf16* kv = q + kRows * kSwizzleColumns;  // [2][k, v]
   float* biases = reinterpret_cast<float*>(kv + 4 * kTile);
   const Head at = head_of(a, blockIdx.x / tiles);
   const int from = int(blockIdx.x % tiles) * kRows, t = int(a.t) - from;  // t: queries from there on
@@ -39,14 +40,15 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
   copy_tile<kRows>(q, a.qkv + at.qkv + from * stride, stride, t);
   copy(0);
   copies_commit();
-  const uint32_t own = operand(shared_address(q + first * kTileRow)), tile = operand(shared_address(kv));
+  const uint32_t own = operand(shared_address(q + first * kSwizzleColumns)),
+                 tile = operand(shared_address(kv));
   Rows r = {{-infinity_<float>(), -infinity_<float>()}, {}, {}};
 #pragma unroll 1
   for (int key = 0; key < int(a.t); key += kKeys) {
     if (key + kKeys < int(a.t)) copy(key + kKeys);
     copies_commit();
     copies_wait<1>();
-    share_with_tensor_cores();
+    fence_async();
     __syncthreads();
     constexpr uint32_t kNext = kKeys / 16 * kStepAcross;
     const int buffer = key / kKeys % 2, left = int(a.t) - key;
@@ -67,7 +69,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_fwd(Attention<bf16
 /// dk and dv.
 __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<bf16> a, int64_t tiles) {
 #ifdef OCCAM_WARPGROUP
-  constexpr int kOwn = kRows * kTileRow, kTile = kQueries * kTileRow;
+  constexpr int kOwn = kRows * kSwizzleColumns, kTile = kQueries * kSwizzleColumns;
   bf16* own = reinterpret_cast<bf16*>(aligned_room());      // [k, v]
   bf16* qg = own + 2 * kOwn;                                // [2][q, g]
   float* stats = reinterpret_cast<float*>(qg + 4 * kTile);  // [2][lse, delta][kQueries]
@@ -91,8 +93,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
   copy_tile<kRows>(own + kOwn, k + stride_y, stride, t);
   copy(0);
   copies_commit();
-  Walk w{.own_k = operand(shared_address(own + first * kTileRow)),
-         .own_v = operand(shared_address(own + kOwn + first * kTileRow)),
+  Walk w{.own_k = operand(shared_address(own + first * kSwizzleColumns)),
+         .own_v = operand(shared_address(own + kOwn + first * kSwizzleColumns)),
          .q = 0,
          .g = 0,
          .lse = nullptr,
@@ -110,7 +112,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
     if (query + kQueries < int(a.t)) copy(query + kQueries);
     copies_commit();
     copies_wait<1>();
-    share_with_tensor_cores();
+    fence_async();
     __syncthreads();
     const int buffer = query / kQueries % 2;
     w.q = operand(shared_address(qg + 2 * buffer * kTile));
@@ -122,7 +124,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
       for (int part = 0; part < kQueries; part += 32) {
         uint32_t ds[2][4];
         walk<32>(w, part, dk, dv, ds);
-        products_wait<0>();
+        wgmma_wait<0>();
         pin(dk);
         pin(dv);
       }
@@ -141,7 +143,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_kv(Attention<b
 /// dq.
 __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf16> a, int64_t tiles) {
 #ifdef OCCAM_WARPGROUP
-  constexpr int kOwn = kRows * kTileRow, kTile = kKeysBackward * kTileRow;
+  constexpr int kOwn = kRows * kSwizzleColumns, kTile = kKeysBackward * kSwizzleColumns;
   bf16* own = reinterpret_cast<bf16*>(aligned_room());       // [q, g]
   bf16* kv = own + 2 * kOwn;                                 // [2][k, v]
   float* biases = reinterpret_cast<float*>(kv + 4 * kTile);  // [2][kKeysBackward]
@@ -163,8 +165,8 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
   copy_tile<kRows>(own + kOwn, a.gy + at.y + from * stride_y, stride_y, t);
   copy(0);
   copies_commit();
-  const uint32_t own_q = operand(shared_address(own + first * kTileRow)),
-                 own_g = operand(shared_address(own + kOwn + first * kTileRow));
+  const uint32_t own_q = operand(shared_address(own + first * kSwizzleColumns)),
+                 own_g = operand(shared_address(own + kOwn + first * kSwizzleColumns));
   const float factor = a.scale * kLog2e;
   float lse[2], delta[2], dq[32] = {};
 #pragma unroll
@@ -178,23 +180,23 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
     if (key + kKeysBackward < int(a.t)) copy(key + kKeysBackward);
     copies_commit();
     copies_wait<1>();
-    share_with_tensor_cores();
+    fence_async();
     __syncthreads();
     const int buffer = key / kKeysBackward % 2;
     if (first < t) {
       const uint32_t k = operand(shared_address(kv + 2 * buffer * kTile)),
                      v = operand(shared_address(kv + (2 * buffer + 1) * kTile));
       float s[32] = {}, ds[32] = {};
-      products_begin();
+      wgmma_fence();
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-        product<64, false, false>(s, own_q + step * kStepAlong, k + step * kStepAlong, step > 0);
-      products_commit();
+        wgmma<64, false, false>(s, own_q + step * kStepAlong, k + step * kStepAlong, step > 0);
+      wgmma_commit();
 #pragma unroll
       for (int step = 0; step < 4; ++step)
-        product<64, false, false>(ds, own_g + step * kStepAlong, v + step * kStepAlong, step > 0);
-      products_commit();
-      products_wait<1>();
+        wgmma<64, false, false>(ds, own_g + step * kStepAlong, v + step * kStepAlong, step > 0);
+      wgmma_commit();
+      wgmma_wait<1>();
       pin(s);
       const float* bias = biases + buffer * kKeysBackward + lane % 4 * 2;
       const bool with_bias = at.mask != nullptr || int(a.t) - key < kKeysBackward;
@@ -206,7 +208,7 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
         s[i + 2] = exp2_fast(s[i + 2] * factor + (b.x - lse[1]));
         s[i + 3] = exp2_fast(s[i + 3] * factor + (b.y - lse[1]));
       }
-      products_wait<0>();
+      wgmma_wait<0>();
       pin(ds);
       uint32_t p[4][4];
 #pragma unroll
@@ -214,11 +216,11 @@ __global__ void __launch_bounds__(kThreads, 2) attention_long_bwd_q(Attention<bf
         p[i / 8][i % 8 / 2] =
             pack_bf16(s[i] * (ds[i] - delta[i / 2 % 2]), s[i + 1] * (ds[i + 1] - delta[i / 2 % 2]));
       pin(dq);
-      products_begin();
+      wgmma_fence();
 #pragma unroll
-      for (int n = 0; n < 4; ++n) product_of_registers(dq, p[n], k + n * kStepAcross, true);
-      products_commit();
-      products_wait<0>();
+      for (int n = 0; n < 4; ++n) wgmma_registers(dq, p[n], k + n * kStepAcross, true);
+      wgmma_commit();
+      wgmma_wait<0>();
       pin(dq);
     }
     __syncthreads();  // the next but one keys will be copied over these

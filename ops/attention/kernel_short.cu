@@ -1,7 +1,6 @@
 // Forward for rows of at most 208 tokens and d = 64: a warpgroup has 64 queries and all their scores in
 // registers, (from 145 tokens on in two parts), so that there is next to nothing to rescale.
 #include "ops/attention/forward.cuh"
-#include "ops/attention/token_map.cuh"
 
 namespace occam::kernels {
 
@@ -13,17 +12,17 @@ namespace {
 template <int kTokens>
 constexpr int kBlocks = kGroups<kTokens> <= 2 ? 4 / kGroups<kTokens> : 1;
 template <int kTokens>
-constexpr int64_t kBytes = 6 * kTokens* kTileRow * 2 + kGroups<kTokens>* kTokens * 4 + 1024;
+constexpr int64_t kBytes = 6 * kTokens* kSwizzleColumns * 2 + kGroups<kTokens>* kTokens * 4 + 1024;
 
 /// Grid (blocks, 1) with all warpgroups of a head in a block, or (heads, warpgroups) with one. Warpgroups do
 /// not wait for each other: each goes on to the next head when that has come, and the last one, which has the
 /// fewest queries, has the head after that copied as soon as all have left the buffer.
 template <int kTokens>
 __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
-    attention_short_fwd(Attention<bf16> a, int64_t heads, const __grid_constant__ CUtensorMap qkv,
-                        const __grid_constant__ CUtensorMap y) {
+    attention_short_fwd(Attention<bf16> a, int64_t heads, const __grid_constant__ TensorMap qkv,
+                        const __grid_constant__ TensorMap y) {
 #ifdef OCCAM_WARPGROUP
-  constexpr int kTile = kTokens * kTileRow;
+  constexpr int kTile = kTokens * kSwizzleColumns;
   bf16* tiles = reinterpret_cast<bf16*>(aligned_room());  // [2][q, k, v]
   const int t = int(a.t);
   const int warp = warp_here(), group = warp / 4, first = (int(blockIdx.y) + group) * 64;
@@ -37,8 +36,8 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   auto copy = [&](int64_t head, int buffer) {
     barrier_expect(full + 8 * buffer, 3 * kTile * 2);
     for (int part = 0; part < 3; ++part)
-      copy_box(tiles + (buffer * 3 + part) * kTile, &qkv,
-               (part * int(a.h) + int(uint32_t(head) % uint32_t(a.h))) * kTileRow, 0,
+      load_box(shared_address(tiles + (buffer * 3 + part) * kTile), &qkv,
+               (part * int(a.h) + int(uint32_t(head) % uint32_t(a.h))) * kSwizzleColumns, 0,
                int(uint32_t(head) / uint32_t(a.h)), full + 8 * buffer);
   };
 
@@ -47,7 +46,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
       barrier_init(full + 8 * buffer, 1);
       barrier_init(empty + 8 * buffer, int(blockDim.x) / kWarp);
     }
-    barriers_ready();
+    barrier_init_fence();
     copy(blockIdx.x, 0);
     if (blockIdx.x + gridDim.x < heads) copy(blockIdx.x + gridDim.x, 1);
   }
@@ -61,9 +60,9 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
       const Head at = head_of(a, head);
       if (with_bias) {
         copy_bias<kTokens>(bias, at.mask, t, int(threadIdx.x) % kGroup, kGroup);
-        group_barrier(group);
+        named_sync(group + 1, kGroup);
       }
-      const uint32_t own = operand(shared_address(q + first * kTileRow)),
+      const uint32_t own = operand(shared_address(q + first * kSwizzleColumns)),
                      k = operand(shared_address(q + kTile)), v = operand(shared_address(q + 2 * kTile));
       // All scores at once would leave too few registers beside them at 208.
       constexpr int kPart = kTokens > 144 ? 128 : kTokens, kCheck = kPart < kTokens ? 0 : 16;
@@ -74,13 +73,14 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
         attend<kTokens - kPart, false, 16>(r, own, k + kOn, v + kOn, factor,
                                            with_bias ? bias + kPart : nullptr, t - kPart, row < t);
       }
-      group_barrier(group);  // no warp reads queries any more: results take their place
+      named_sync(group + 1, kGroup);  // no warp reads queries any more: results take their place
       if (row < t) {
         float inverse[2];
         finish_rows(r, row, a.lse + at.stat, t, inverse);
         copy_rows_back(r.o, inverse[0], inverse[1], q, row, &y,
-                       int(uint32_t(head) % uint32_t(a.h)) * kTileRow, int(uint32_t(head) / uint32_t(a.h)));
-        rows_copied();
+                       int(uint32_t(head) % uint32_t(a.h)) * kSwizzleColumns,
+                       int(uint32_t(head) / uint32_t(a.h)));
+        store_wait_read<0>();
       }
     }
     __syncwarp();
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kMark) attention_warpgroup_mark() {}
 }  // namespace
 
 bool attention_fits_warpgroups(const Attention<bf16>& a) {
-  if (a.d != kTileRow || !aligned16(a.qkv, a.y, a.gy, a.gqkv)) return false;
+  if (a.d != kSwizzleColumns || !aligned16(a.qkv, a.y, a.gy, a.gqkv)) return false;
   if (device_limits().capability != 90) return false;
   static const bool built = [] {
     cudaFuncAttributes attributes;
@@ -126,8 +126,8 @@ void attention_fwd_short(const Attention<bf16>& a, void* stream) {
     bool split = heads * kAll <= device_limits().sm_count;
     dim3 grid = split ? dim3(unsigned(heads), unsigned(kAll)) : dim3(unsigned(std::min(heads, at_once)));
     kernel<<<grid, split ? kGroup : kAll * kGroup, size_t(kBytes<kTokens>), as_stream(stream)>>>(
-        a, heads, token_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
-        token_map(a.y, a.b, a.t, a.h * a.d, 16));
+        a, heads, tensor_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
+        tensor_map(a.y, a.b, a.t, a.h * a.d, 16));
     check_launch("attention_short_fwd", stream);
   });
 }

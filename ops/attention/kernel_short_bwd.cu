@@ -4,7 +4,6 @@
 // dq of them:
 //   s' = k q'   dp' = v g'   dv += p' g   dk += ds' q   dq' = k' ds    (' transposes)
 #include "ops/attention/backward.cuh"
-#include "ops/attention/token_map.cuh"
 
 namespace occam::kernels {
 
@@ -19,8 +18,8 @@ constexpr int kBlocks = kGroups<kTokens> == 1   ? 3
                         : kGroups<kTokens> == 2 ? 2
                                                 : 1;
 template <int kTokens>
-constexpr int64_t kBytes = (2 * 4 * kTokens + kGroups<kTokens> * kQueries) * kTileRow * 2 + 2 * kTokens * 4 +
-                           1024;
+constexpr int64_t kBytes = (2 * 4 * kTokens + kGroups<kTokens> * kQueries) * kSwizzleColumns * 2 +
+                           2 * kTokens * 4 + 1024;
 
 #ifdef OCCAM_WARPGROUP
 
@@ -70,22 +69,22 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
 #pragma unroll
   for (int n = 0; n < kCount / 16; ++n)
     store_transposed(w.own_ds + tile_at(n * 16 + lane / 16 * 8 + lane % 8, warp * 2 + lane / 8 % 2), b[n]);
-  share_with_tensor_cores();
-  products_wait<0>();
+  fence_async();
+  wgmma_wait<0>();
   pin(dv);
   pin(dk);
   if (turn != w.group) return arrive(kReady, kThreads);
   wait_for(kReady, kThreads);
   float dq[kCount / 2] = {};
-  constexpr uint32_t kPart = kQueries * kTileRow * 2 / 16;
-  products_begin();
+  constexpr uint32_t kPart = kQueries * kSwizzleColumns * 2 / 16;
+  wgmma_fence();
 #pragma unroll
   for (int k = 0; k < kTokens / 16; ++k)
-    product<kCount, true, false>(dq, w.k + k * kStepAcross, w.ds + k / 4 * kPart + k % 4 * kStepAlong, k > 0);
-  products_commit();
-  products_wait<0>();
+    wgmma<kCount, true, false>(dq, w.k + k * kStepAcross, w.ds + k / 4 * kPart + k % 4 * kStepAlong, k > 0);
+  wgmma_commit();
+  wgmma_wait<0>();
   pin(dq);
-  group_barrier(w.group);  // all of its warps have read ds
+  named_sync(w.group + 1, kGroup);  // all of its warps have read ds
   if (query + kQueries < w.t) arrive(kFree + query / kQueries % 2, kThreads);  // else nobody waits
   bf16* to = w.gq + warp * 16 + lane % 4 * 2;
 #pragma unroll
@@ -100,14 +99,14 @@ __device__ __forceinline__ void step(const Work& w, int query, float (&dk)[32], 
 
 template <int kTokens>
 __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
-    attention_short_bwd(Attention<bf16> a, int64_t heads, const __grid_constant__ CUtensorMap qkv,
-                        const __grid_constant__ CUtensorMap gy, const __grid_constant__ CUtensorMap gqkv) {
+    attention_short_bwd(Attention<bf16> a, int64_t heads, const __grid_constant__ TensorMap qkv,
+                        const __grid_constant__ TensorMap gy, const __grid_constant__ TensorMap gqkv) {
 #ifdef OCCAM_WARPGROUP
-  constexpr int kThreads = kGroups<kTokens> * kGroup, kTile = kTokens * kTileRow;
+  constexpr int kThreads = kGroups<kTokens> * kGroup, kTile = kTokens * kSwizzleColumns;
   constexpr int kPieces = (kTokens * 8 + kThreads - 1) / kThreads;
   bf16* tiles = reinterpret_cast<bf16*>(aligned_room());  // [2][k, v, q, g]
   bf16* ds = tiles + 8 * kTile;                           // [warpgroups][queries of a step][64 keys]
-  float* lse = reinterpret_cast<float*>(ds + kGroups<kTokens> * kQueries * kTileRow);
+  float* lse = reinterpret_cast<float*>(ds + kGroups<kTokens> * kQueries * kSwizzleColumns);
   float* delta = lse + kTokens;
   const int t = int(a.t), lane = int(threadIdx.x) % kWarp;
   const int group = warp_here() / 4, row = warp_here() * 16;  // of the warp
@@ -115,15 +114,15 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   __shared__ uint64_t barriers[2];
   const uint32_t full = shared_address(barriers);  // 8 bytes a buffer
   auto copy = [&](int64_t head, int buffer) {
-    const int column = int(uint32_t(head) % uint32_t(a.h)) * kTileRow, width = int(stride_y),
+    const int column = int(uint32_t(head) % uint32_t(a.h)) * kSwizzleColumns, width = int(stride_y),
               image = int(uint32_t(head) / uint32_t(a.h));
     bf16* to = tiles + buffer * 4 * kTile;
     const uint32_t done = full + 8 * buffer;
     barrier_expect(done, 4 * kTile * 2);
-    copy_box(to, &qkv, width + column, 0, image, done);
-    copy_box(to + kTile, &qkv, 2 * width + column, 0, image, done);
-    copy_box(to + 2 * kTile, &qkv, column, 0, image, done);
-    copy_box(to + 3 * kTile, &gy, column, 0, image, done);
+    load_box(shared_address(to), &qkv, width + column, 0, image, done);
+    load_box(shared_address(to + kTile), &qkv, 2 * width + column, 0, image, done);
+    load_box(shared_address(to + 2 * kTile), &qkv, column, 0, image, done);
+    load_box(shared_address(to + 3 * kTile), &gy, column, 0, image, done);
   };
   // y of kPieces rows, kThreads / 8 apart, and 8 columns; of the last row for rows that do not exist.
   uint4 y[kPieces];
@@ -146,7 +145,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
       const int at = thread / 8 + i * (kThreads / 8);
       float sum = 0;
       if ((i + 1) * kThreads <= kTokens * 8 || at < kTokens) {
-        uint4 other = *reinterpret_cast<const uint4*>(g + i * (kThreads / 8) * kTileRow);
+        uint4 other = *reinterpret_cast<const uint4*>(g + i * (kThreads / 8) * kSwizzleColumns);
         const uint32_t u[4] = {y[i].x, y[i].y, y[i].z, y[i].w}, v[4] = {other.x, other.y, other.z, other.w};
 #pragma unroll
         for (int j = 0; j < 4; ++j)
@@ -162,7 +161,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
   if (threadIdx.x == 0) {
     barrier_init(full, 1);
     barrier_init(full + 8, 1);
-    barriers_ready();
+    barrier_init_fence();
     copy(blockIdx.x, 0);
   }
   fetch(blockIdx.x);
@@ -173,14 +172,14 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
     bf16* now = tiles + turn % 2 * 4 * kTile;
     barrier_wait(full + turn % 2 * 8, turn / 2 % 2);
     finish(now + 3 * kTile);
-    rows_copied();  // those of the head before have left the other buffer
+    store_wait_read<0>();  // those of the head before have left the other buffer
     __syncthreads();
     if (threadIdx.x == 0 && next < heads) copy(next, (turn + 1) % 2);
     __syncwarp();
     Head at = head_of(a, head);
     bf16* v = now + kTile;
-    Work w{.walk = {.own_k = operand(shared_address(now + group * 64 * kTileRow)),
-                    .own_v = operand(shared_address(v + group * 64 * kTileRow)),
+    Work w{.walk = {.own_k = operand(shared_address(now + group * 64 * kSwizzleColumns)),
+                    .own_v = operand(shared_address(v + group * 64 * kSwizzleColumns)),
                     .q = operand(shared_address(now + 2 * kTile)),
                     .g = operand(shared_address(now + 3 * kTile)),
                     .lse = lse,
@@ -189,7 +188,7 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
                     .attended = {}},
            .k = operand(shared_address(now)),
            .ds = operand(shared_address(ds)),
-           .own_ds = ds + group * kQueries * kTileRow,
+           .own_ds = ds + group * kQueries * kSwizzleColumns,
            .scale = a.scale,
            .group = group,
            .gq = a.gqkv + at.qkv,
@@ -211,13 +210,13 @@ __global__ void __launch_bounds__(kGroups<kTokens>* kGroup, kBlocks<kTokens>)
     fetch(next < heads ? next : head);
     __syncthreads();  // the tiles are not read any more: results pass through them
     if (row < t) {
-      const int column = int(uint32_t(head) % uint32_t(a.h)) * kTileRow,
+      const int column = int(uint32_t(head) % uint32_t(a.h)) * kSwizzleColumns,
                 image = int(uint32_t(head) / uint32_t(a.h));
       copy_rows_back(dk, a.scale, a.scale, now, row, &gqkv, int(stride_y) + column, image);
       copy_rows_back(dv, 1, 1, v, row, &gqkv, 2 * int(stride_y) + column, image);
     }
   }
-  rows_copied();
+  store_wait_read<0>();
 #endif
 }
 
@@ -229,9 +228,9 @@ void attention_bwd_short(const Attention<bf16>& a, void* stream) {
     int64_t heads = a.b * a.h, at_once = int64_t(device_limits().sm_count) * kBlocks<kTokens>;
     allow_shared(kernel, "attention_short_bwd", kBytes<kTokens>);
     kernel<<<unsigned(std::min(heads, at_once)), kGroups<kTokens> * kGroup, size_t(kBytes<kTokens>),
-             as_stream(stream)>>>(a, heads, token_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
-                                  token_map(a.gy, a.b, a.t, a.h * a.d, kTokens),
-                                  token_map(a.gqkv, a.b, a.t, 3 * a.h * a.d, 16));
+             as_stream(stream)>>>(a, heads, tensor_map(a.qkv, a.b, a.t, 3 * a.h * a.d, kTokens),
+                                  tensor_map(a.gy, a.b, a.t, a.h * a.d, kTokens),
+                                  tensor_map(a.gqkv, a.b, a.t, 3 * a.h * a.d, 16));
     check_launch("attention_short_bwd", stream);
   });
 }

@@ -24,23 +24,21 @@ struct Maps {
 };
 struct Sizes {
   int64_t n;
-  int m, k_steps, tiles_n, tiles;  // tiles: for pairs of blocks, pairs of tiles
+  int m, k_steps, tiles_n, tiles;
   const bf16* bias;
   float* column_sums;  // [row tiles, n] or none
   bool activated;
 };
 
-template <int kR, int kN_, int kPair_, bool kTogether_, ProductEpilogue kE, bool kT>
+/// A tile of kRows x kN. b is [n,k] in the forward pass and [k,n] for the gradient.
+template <int kR, int kN_, ProductEpilogue kE>
 struct Plan {
-  static constexpr bool kTogether = kTogether_;
-  static constexpr int kRows = kR, kN = kN_, kPair = kPair_;
+  static constexpr int kRows = kR, kN = kN_;
   static constexpr ProductEpilogue kEpilogue = kE;
-  static constexpr bool kTransposed = kT;
   static constexpr bool kGradient = kEpilogue == ProductEpilogue::gelu_gradient;
   static constexpr int kHalves = kRows / 64;  // products of 64 rows that a warpgroup makes of a tile
   static constexpr int kChunks = kN / 64;     // of 64 columns
-  static constexpr int kTileRows = kTogether ? 2 * kRows : kRows;
-  static constexpr int kBytesA = kTileRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
+  static constexpr int kBytesA = kRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
   static constexpr int kStage = kBytesA + kBytesB;
   /// Boxes a warp has for results. The gradient reads all of its part of z into them before it multiplies and
   /// has one more for gelu(z).
@@ -59,8 +57,8 @@ struct Tile {
   int row, column;
 };
 template <class P>
-__device__ __forceinline__ Tile tile_at(const Sizes& s, int tile, int rank) {
-  return {(tile / s.tiles_n * P::kPair + rank) * P::kTileRows, tile % s.tiles_n * P::kN};
+__device__ __forceinline__ Tile tile_number(const Sizes& s, int tile) {
+  return {tile / s.tiles_n * P::kRows, tile % s.tiles_n * P::kN};
 }
 
 /// Where the parts of shared memory are.
@@ -96,30 +94,21 @@ struct Ring {
 };
 
 template <class P>
-__device__ __forceinline__ void produce(const Shared<P>& shared, const Maps& maps, const Sizes& s, int rank) {
+__device__ __forceinline__ void produce(const Shared<P>& shared, const Maps& maps, const Sizes& s) {
   Ring<P> ring;
-  for (int t = int(blockIdx.x) / P::kPair; t < s.tiles; t += int(gridDim.x) / P::kPair) {
-    const Tile tile = tile_at<P>(s, t, rank);
+  for (int t = int(blockIdx.x); t < s.tiles; t += int(gridDim.x)) {
+    const Tile tile = tile_number<P>(s, t);
     for (int step = 0; step < s.k_steps; ++step, ring.next()) {
       const uint32_t full = shared.full(ring.stage), b = shared.b(ring.stage);
       barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
       barrier_expect(full, P::kStage);
       load_box(shared.a(ring.stage), &maps.a, step * kStepK, tile.row, full);
-      auto load_b = [&](uint32_t to, int x, int y) {
-        if constexpr (P::kPair == 1)
-          load_box(to, &maps.b, x, y, full);
-        else
-          load_box_multicast(to, &maps.b, x, y, full, (1 << P::kPair) - 1);
-      };
-      if constexpr (P::kTransposed) {
-        constexpr int kPart = kStepK / P::kPair;  // rows of k
+      if constexpr (P::kGradient) {
 #pragma unroll
         for (int c = 0; c < P::kChunks; ++c)
-          load_b(b + (c * kStepK + rank * kPart) * kSwizzleRow, tile.column + 64 * c,
-                 step * kStepK + rank * kPart);
+          load_box(b + c * kStepK * kSwizzleRow, &maps.b, tile.column + 64 * c, step * kStepK, full);
       } else {
-        constexpr int kPart = P::kN / P::kPair;  // rows of n
-        load_b(b + rank * kPart * kSwizzleRow, step * kStepK, tile.column + rank * kPart);
+        load_box(b, &maps.b, step * kStepK, tile.column, full);
       }
     }
   }
@@ -135,28 +124,21 @@ __device__ __forceinline__ int turn_of(int group) { return 3 + group; }
 template <class P>
 __device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], const Shared<P>& shared,
                                          Ring<P>& ring, int k_steps, int group) {
-  const int lane = int(threadIdx.x) % 32, first_row = P::kTogether ? group * P::kRows : 0;
   auto release = [&](int stage) {
-    if constexpr (P::kPair == 1) {
-      if (lane == 0) barrier_arrive(shared.empty(stage));
-    } else {
-      if (lane < P::kPair) barrier_arrive_at(shared.empty(stage), uint32_t(lane));
-    }
+    if (threadIdx.x % 32 == 0) barrier_arrive(shared.empty(stage));
   };
   int previous = 0;
   for (int step = 0; step < k_steps; ++step) {
     barrier_wait(shared.full(ring.stage), ring.phase);
-    const uint64_t a = descriptor_k_major(shared.a(ring.stage) + first_row * kSwizzleRow);
-    const uint64_t b = P::kTransposed ? descriptor_n_major(shared.b(ring.stage), kStepK * kSwizzleRow)
-                                      : descriptor_k_major(shared.b(ring.stage));
+    const uint32_t a = operand(shared.a(ring.stage)),
+                   b = operand(shared.b(ring.stage), P::kGradient ? kStepK * kSwizzleRow : 16);
     wgmma_fence();
 #pragma unroll
     for (int i = 0; i < kStepK / 16; ++i) {
 #pragma unroll
       for (int half = 0; half < P::kHalves; ++half)
-        Wgmma<P::kN>::template run<int(P::kTransposed)>(
-            x[half], descriptor_step(a, half * 64 * kSwizzleRow + i * 32),
-            descriptor_step(b, P::kTransposed ? i * 16 * kSwizzleRow : i * 32), step | i);
+        wgmma<P::kN, false, P::kGradient>(x[half], a + half * (64 / 16) * kStepAcross + i * kStepAlong,
+                                          b + i * (P::kGradient ? kStepAcross : kStepAlong), step + i > 0);
     }
     wgmma_commit();
     wgmma_wait<1>();
@@ -164,7 +146,7 @@ __device__ __forceinline__ void multiply(float (&x)[P::kHalves][P::kN / 2], cons
     previous = ring.stage;
     ring.next();
   }
-  if (!P::kTogether) named_arrive(turn_of(group ^ 1), 2 * kWarpgroup);
+  named_arrive(turn_of(group ^ 1), 2 * kWarpgroup);
   wgmma_wait<0>();
   release(previous);
 }
@@ -199,7 +181,7 @@ struct Finish {
   __device__ __forceinline__ uint32_t unit(uint32_t box, int j) const {
     return box + swizzled(lane & 15, j + (lane >> 4));
   }
-  /// Hands a box to the copy engine, behind a fence_for_copies and a __syncwarp.
+  /// Hands a box to the copy engine, behind a fence_async and a __syncwarp.
   __device__ __forceinline__ void store(const TensorMap& map, uint32_t box, int c, int half) const {
     if (lane == 0) store_box(&map, column + 64 * c, row + 64 * half, box);
   }
@@ -239,13 +221,12 @@ struct Finish {
               kept[i] = pack_bf16(v.x, v.y);
               v = unpack_bf16(kept[i]);
             }
-            if constexpr (P::kEpilogue != ProductEpilogue::bias) v = {gelu_fast(v.x), gelu_fast(v.y)};
-            packed[i] = pack_bf16(v.x, v.y);
+            packed[i] = pack_bf16(gelu_fast(v.x), gelu_fast(v.y));
           }
           stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
           if constexpr (kKeep) stmatrix(unit(box + kBox, j), kept[0], kept[1], kept[2], kept[3]);
         }
-        fence_for_copies();
+        fence_async();
         __syncwarp();
         store(maps.d, box, c, half);
         if constexpr (kKeep) store(maps.z, box + kBox, c, half);
@@ -295,7 +276,7 @@ struct Finish {
           stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
           if (s.activated) stmatrix(unit(spare, j), activated[0], activated[1], activated[2], activated[3]);
         }
-        fence_for_copies();
+        fence_async();
         __syncwarp();
         if (s.activated) store(maps.activated, spare, c, half);
         store(maps.d, box, c, half);

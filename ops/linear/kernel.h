@@ -13,7 +13,6 @@ void bias_gelu(T* y, const T* bias, T* out, int64_t rows, int64_t columns, bool 
 
 /// What happens to the f32 sums x = a b^T before they are rounded and stored.
 enum class ProductEpilogue : uint8_t {
-  bias,          ///< d = x + bias
   gelu,          ///< d = gelu(x + bias)
   gelu_keep,     ///< z = x + bias as it is stored; d = gelu(z): backward sees what forward saw
   gelu_gradient  ///< d = x gelu'(z), z given; bias_gradient = the sums over rows of d as stored
@@ -22,21 +21,19 @@ enum class ProductEpilogue : uint8_t {
 /// A product of bf16 matrices and what is fused into it; every matrix is packed.
 struct FusedProduct {
   int64_t m = 0, n = 0, k = 0;
-  const bf16* a = nullptr;  // [m,k]
-  const bf16* b = nullptr;  // [n,k]; b_transposed: stored [k,n]
-  bool b_transposed = false;
+  const bf16* a = nullptr;         // [m,k]
+  const bf16* b = nullptr;         // [n,k]; for gelu_gradient [k,n]
   const bf16* bias = nullptr;      // [n] or none
   bf16* d = nullptr;               // [m,n]
   bf16* z = nullptr;               // [m,n]: written by gelu_keep, read by gelu_gradient
   bf16* activated = nullptr;       // gelu_gradient, [m,n] or none: gelu(z), so that forward need not keep it
   float* bias_gradient = nullptr;  // gelu_gradient, [n] or none
   float* scratch = nullptr;        // fused_product_scratch() floats, when there is a bias_gradient
-  ProductEpilogue epilogue = ProductEpilogue::bias;
-  int tile =
-      -1;  // the shape of tile by its number, for tests and measurements; -1: a model of the time chooses
+  ProductEpilogue epilogue = ProductEpilogue::gelu;
+  int tile = -1;  // the shape of tile by its number, for tests and measurements; -1: chosen by size
 };
 
-/// The shapes of tile there are, and "128x128, pairs" of one.
+/// The shapes of tile there are, and "128x128" of one.
 int fused_product_tiles();
 const char* fused_product_tile_name(int tile);
 /// The choice for this product.

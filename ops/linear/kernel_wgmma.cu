@@ -1,7 +1,6 @@
 // Products of bf16 with fused epilogues for Hopper. A block is persistent and has three warpgroups: one warp
 // of the first copies boxes of a and b to a ring of stages, the other two take turns at tiles: while one
-// multiplies, the other finishes its tile (bias, GELU, rounding, stores). Blocks of a pair (a cluster of two)
-// work on two tiles below each other and fetch half of b each, for both.
+// multiplies, the other finishes its tile (bias, GELU, rounding, stores).
 #include <algorithm>
 #include <cmath>
 #include <iterator>
@@ -15,22 +14,17 @@ using namespace product;
 namespace {
 
 template <class P>
-__device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& maps, const Sizes& s, int rank) {
+__device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& maps, const Sizes& s) {
   const int group = int(threadIdx.x) / kWarpgroup - 1, thread = int(threadIdx.x) % kWarpgroup;
   const int warp = thread / 32, lane = thread % 32, slot = group * 4 + warp;
   const uint32_t vectors = shared.vectors + group * 4 * P::kN * 4;
-  const int stride = int(gridDim.x) / P::kPair, first_row = P::kTogether ? group * P::kRows : 0;
-  constexpr int kTurns = P::kTogether ? 1 : 2;
+  const int stride = int(gridDim.x);
   uint32_t z_phase = 0, parity = 0, place = 0;
   Ring<P> ring;
-  if (!P::kTogether) {
-    ring.advance(group * s.k_steps);
-    if (group == 1) named_arrive(turn_of(0), 2 * kWarpgroup);
-  }
-  for (int t = int(blockIdx.x) / P::kPair + (P::kTogether ? 0 : group * stride); t < s.tiles;
-       t += kTurns * stride) {
-    Tile tile = tile_at<P>(s, t, rank);
-    tile.row += first_row;
+  ring.advance(group * s.k_steps);
+  if (group == 1) named_arrive(turn_of(0), 2 * kWarpgroup);
+  for (int t = int(blockIdx.x) + group * stride; t < s.tiles; t += 2 * stride) {
+    const Tile tile = tile_number<P>(s, t);
     const Finish<P> finish{
         maps, s, shared.results + slot * P::kBoxes * kBox, lane, tile.row + warp * kBoxRows, tile.column};
     // Two places for the bias: a warp may be a tile ahead of its neighbours, never two.
@@ -43,13 +37,10 @@ __device__ __forceinline__ void consume(const Shared<P>& shared, const Maps& map
                      s.bias != nullptr && tile.column + i < s.n ? float(s.bias[tile.column + i]) : 0.0f);
     }
     parity ^= 1;
-    if constexpr (P::kTogether)
-      named_sync(own_of(group), kWarpgroup);
-    else
-      named_sync(turn_of(group), 2 * kWarpgroup);
+    named_sync(turn_of(group), 2 * kWarpgroup);
     float x[P::kHalves][P::kN / 2];
     multiply<P>(x, shared, ring, s.k_steps, group);
-    if (!P::kTogether) ring.advance(s.k_steps);  // those of the other warpgroup
+    ring.advance(s.k_steps);  // those of the other warpgroup
     if constexpr (P::kGradient) {
       if (finish.row < s.m) {
         barrier_wait(shared.z(slot), z_phase);
@@ -77,31 +68,24 @@ __global__ void __launch_bounds__(kThreads, 1)
     fused_product_kernel(const __grid_constant__ Maps maps, const __grid_constant__ Sizes s) {
   extern __shared__ unsigned char memory[];
   const Shared<P> shared(memory);
-  const int rank = int(blockIdx.x) % P::kPair;
   if (threadIdx.x == 0) {
     prefetch_map(&maps.a);
     prefetch_map(&maps.b);
     prefetch_map(&maps.d);
     for (int i = 0; i < P::kStages; ++i) {
       barrier_init(shared.full(i), 1);
-      barrier_init(shared.empty(i), (P::kTogether ? 8 : 4) * P::kPair);  // warps that read a stage
+      barrier_init(shared.empty(i), 4);  // warps that read a stage
     }
     for (int i = 0; i < kWarps; ++i) barrier_init(shared.z(i), 1);
     barrier_init_fence();
   }
   __syncthreads();
-  if constexpr (P::kPair > 1) cluster_sync();
   if (threadIdx.x < kWarpgroup) {
     fewer_registers<24>();
-    if (threadIdx.x == 0) produce<P>(shared, maps, s, rank);
+    if (threadIdx.x == 0) produce<P>(shared, maps, s);
   } else {
     more_registers<240>();
-    consume<P>(shared, maps, s, rank);
-  }
-  // A block's barriers live until its partner has arrived at them for the last time.
-  if constexpr (P::kPair > 1) {
-    __syncwarp();
-    cluster_sync();
+    consume<P>(shared, maps, s);
   }
 }
 
@@ -122,51 +106,30 @@ __global__ void add_partial_sums_kernel(const float* x, float* out, int64_t rows
 }
 
 struct TileShape {
-  int rows;  // of a tile's part of the column sums
+  int rows, columns;
   const char* name;
 };
-constexpr TileShape kTiles[] = {
-    {64, "64x64"},    {128, "128x128"},        {128, "128x128, pairs"},          {64, "64x192"},
-    {128, "128x192"}, {128, "128x192, pairs"}, {64, "128x256, together, pairs"}, {64, "128x256, together"}};
-constexpr int kSmall = 0, kLarge = 1;
-constexpr int kTileCount = int(std::size(kTiles));
-
-}  // namespace
-
-int fused_product_tiles() { return kTileCount; }
-const char* fused_product_tile_name(int tile) { return kTiles[tile].name; }
-
-namespace {
+constexpr TileShape kTiles[] = {{64, 64, "64x64"}, {128, 128, "128x128"}, {64, 192, "64x192"}};
+constexpr int kSmall = 0, kLarge = 1, kWide = 2;
 
 template <class P>
 void launch(const FusedProduct& p, cudaStream_t stream) {
-  const int sms = device_limits().sm_count;
   Maps maps{};
-  maps.a = tensor_map(p.a, p.m, p.k, P::kTileRows);
-  maps.b = P::kTransposed ? tensor_map(p.b, p.k, p.n, kStepK / P::kPair)
-                          : tensor_map(p.b, p.n, p.k, P::kN / P::kPair);
+  maps.a = tensor_map(p.a, p.m, p.k, P::kRows);
+  maps.b = P::kGradient ? tensor_map(p.b, p.k, p.n, kStepK) : tensor_map(p.b, p.n, p.k, P::kN);
   maps.d = tensor_map(p.d, p.m, p.n, kBoxRows);
   if (p.z != nullptr) maps.z = tensor_map(p.z, p.m, p.n, kBoxRows);
   const bool activated = P::kGradient && p.activated != nullptr;
   if (activated) maps.activated = tensor_map(p.activated, p.m, p.n, kBoxRows);
   const bool sums = P::kGradient && p.bias_gradient != nullptr;
   const int64_t tiles_n = div_up<int64_t>(p.n, P::kN);
-  const int64_t tiles = div_up<int64_t>(p.m, P::kTileRows * P::kPair) * tiles_n;
+  const int64_t tiles = div_up<int64_t>(p.m, P::kRows) * tiles_n;
   const Sizes sizes{p.n,        int(p.m), int(div_up<int64_t>(p.k, kStepK)), int(tiles_n),
                     int(tiles), p.bias,   sums ? p.scratch : nullptr,        activated};
 
   allow_shared(fused_product_kernel<P>, "fused_product", P::kShared);
-  cudaLaunchConfig_t config = {};
-  cudaLaunchAttribute attribute = {};
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim = {unsigned(P::kPair), 1, 1};
-  config.gridDim = dim3(unsigned(std::min<int64_t>(tiles, sms / P::kPair) * P::kPair));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = P::kShared;
-  config.stream = stream;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  OCCAM_CUDA_CHECK(cudaLaunchKernelEx(&config, fused_product_kernel<P>, maps, sizes));
+  const int64_t blocks = std::min<int64_t>(tiles, device_limits().sm_count);
+  fused_product_kernel<P><<<unsigned(blocks), kThreads, P::kShared, stream>>>(maps, sizes);
   check_launch("fused_product", stream);
   if (!sums) return;
   add_partial_sums_kernel<<<unsigned(div_up<int64_t>(p.n, 32)), dim3(32, 32), 0, stream>>>(
@@ -174,51 +137,35 @@ void launch(const FusedProduct& p, cudaStream_t stream) {
   check_launch("add_partial_sums", stream);
 }
 
-template <ProductEpilogue kE, bool kT>
+template <ProductEpilogue kE>
 void launch(const FusedProduct& p, int tile, cudaStream_t stream) {
-  switch (tile) {
-    case 0:
-      return launch<Plan<64, 64, 1, false, kE, kT>>(p, stream);
-    case 1:
-      return launch<Plan<128, 128, 1, false, kE, kT>>(p, stream);
-    case 2:
-      return launch<Plan<128, 128, 2, false, kE, kT>>(p, stream);
-    case 3:
-      return launch<Plan<64, 192, 1, false, kE, kT>>(p, stream);
-    case 4:  // with the gradient's boxes beside it, this tile has no room: see fused_product_tile
-      if constexpr (kE != ProductEpilogue::gelu_gradient)
-        return launch<Plan<128, 192, 1, false, kE, kT>>(p, stream);
-      break;
-    case 5:
-      if constexpr (kE != ProductEpilogue::gelu_gradient)
-        return launch<Plan<128, 192, 2, false, kE, kT>>(p, stream);
-      break;
-    case 6:
-      return launch<Plan<64, 256, 2, true, kE, kT>>(p, stream);
-    default:
-      return launch<Plan<64, 256, 1, true, kE, kT>>(p, stream);
-  }
+  if (tile == kSmall) return launch<Plan<64, 64, kE>>(p, stream);
+  if (tile == kLarge) return launch<Plan<128, 128, kE>>(p, stream);
+  return launch<Plan<64, 192, kE>>(p, stream);
 }
 
 }  // namespace
 
-/// Tiles of 128 by 128 were the fastest, or within 15 % of it, for every epilogue with a GELU at 12,608 and
-/// 50,432 rows on an H100; where they would leave multiprocessors idle, small ones are.
+int fused_product_tiles() { return int(std::size(kTiles)); }
+const char* fused_product_tile_name(int tile) { return kTiles[tile].name; }
+
+/// On an H100, of eight shapes at 12,608 and 50,432 rows, tiles of 128 by 128 were the fastest or within 15 %
+/// of it for every epilogue, and wide ones 3 to 16 % faster where the gradient's product is short. Where
+/// large tiles would leave multiprocessors idle, small ones are faster.
 int fused_product_tile(const FusedProduct& p) {
-  const bool gradient = p.epilogue == ProductEpilogue::gelu_gradient;
-  if (p.tile >= 0) return gradient && (p.tile == 4 || p.tile == 5) ? kLarge : p.tile;
+  if (p.tile >= 0) return p.tile;
   const int64_t tiles = div_up<int64_t>(p.m, 128) * div_up<int64_t>(p.n, 128);
-  return tiles < device_limits().sm_count ? kSmall : kLarge;
+  if (tiles < device_limits().sm_count) return kSmall;
+  const bool gradient = p.epilogue == ProductEpilogue::gelu_gradient;
+  return gradient && p.k <= 384 && p.n % kTiles[kWide].columns == 0 ? kWide : kLarge;
 }
 
 bool fused_product_supported(const FusedProduct& p) {
   constexpr int64_t kMost = int64_t(1) << 30;
-  const bool gradient = p.epilogue == ProductEpilogue::gelu_gradient;
   if (p.m < 1 || p.n < 1 || p.k < 1 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
   if (p.n % 8 != 0 || p.k % 8 != 0 || div_up<int64_t>(p.m, 64) * div_up<int64_t>(p.n, 64) > kMost)
     return false;
   if (!aligned16(p.a, p.b, p.d, p.z, p.activated)) return false;
-  if (p.b_transposed != gradient && p.epilogue != ProductEpilogue::bias) return false;
   return device_limits().capability == 90 && tensor_maps_supported();
 }
 
@@ -230,15 +177,12 @@ int64_t fused_product_scratch(const FusedProduct& p) {
 void fused_product(const FusedProduct& p, void* stream) {
   const int tile = fused_product_tile(p);
   switch (p.epilogue) {
-    case ProductEpilogue::bias:
-      if (p.b_transposed) return launch<ProductEpilogue::bias, true>(p, tile, as_stream(stream));
-      return launch<ProductEpilogue::bias, false>(p, tile, as_stream(stream));
     case ProductEpilogue::gelu:
-      return launch<ProductEpilogue::gelu, false>(p, tile, as_stream(stream));
+      return launch<ProductEpilogue::gelu>(p, tile, as_stream(stream));
     case ProductEpilogue::gelu_keep:
-      return launch<ProductEpilogue::gelu_keep, false>(p, tile, as_stream(stream));
+      return launch<ProductEpilogue::gelu_keep>(p, tile, as_stream(stream));
     case ProductEpilogue::gelu_gradient:
-      return launch<ProductEpilogue::gelu_gradient, true>(p, tile, as_stream(stream));
+      return launch<ProductEpilogue::gelu_gradient>(p, tile, as_stream(stream));
   }
 }
 

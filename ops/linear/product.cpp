@@ -64,7 +64,7 @@ bool fused_gelu(const Tensor& x, const Tensor& w, const Tensor& b, const GeluPro
 bool fused_gelu_gradient(const Tensor& g, const Tensor& w, const Tensor& z, const GeluGradient& out) {
   if (!g.is_cuda() || g.dtype() != DType::bf16) return false;
   kernels::FusedProduct f{.m = rows_of(g), .n = w.size(1), .k = w.size(0)};
-  f.a = g.data<bf16>(), f.b = w.data<bf16>(), f.b_transposed = true;
+  f.a = g.data<bf16>(), f.b = w.data<bf16>();
   f.d = out.z.data<bf16>(), f.z = z.data<bf16>();
   f.epilogue = kernels::ProductEpilogue::gelu_gradient;
   Tensor scratch;

@@ -45,6 +45,58 @@ OCCAM_VECTORIZED void step_back(const T* gates, const T* c_before, const T* gy, 
   }
 }
 
+// The product of each step of the forward pass. For one image it is a matrix times a vector, 64 x 256 at the
+// usual width: too small for a library call, and the processor waits unless many sums are on their way at
+// once.
+
+constexpr int64_t kColumns = 64;  // the matrix has a multiple of these, the last ones 0
+constexpr int kPack = 8;         // numbers in a vector; the compiler splits it where registers are shorter
+
+/// w_hh [4w,w] as [w,columns] for times_states.
+template <class T>
+std::vector<T> transposed(const T* w_hh, int64_t w, int64_t columns) {
+  constexpr int64_t kTile = 16;
+  std::vector<T> out(size_t(w * columns), T(0));
+  for (int64_t j0 = 0; j0 < 4 * w; j0 += kTile)
+    for (int64_t k0 = 0; k0 < w; k0 += kTile)
+      for (int64_t k = k0; k < std::min(w, k0 + kTile); ++k)
+        for (int64_t j = j0; j < std::min(4 * w, j0 + kTile); ++j)
+          out[size_t(k * columns + j)] = w_hh[j * w + k];
+  return out;
+}
+
+/// out[kImages, kPacks * kPack] = h[kImages, w] times so many columns of the matrix; all sums in registers.
+template <int kImages, int kPacks, class T>
+[[gnu::always_inline]] inline void times_columns(const T* h, const T* matrix, T* out, int64_t w,
+                                                 int64_t columns) {
+  typedef T V __attribute__((vector_size(kPack * sizeof(T)), aligned(sizeof(T)), may_alias));
+  V sum[kImages][kPacks] = {};
+  for (int64_t k = 0; k < w; ++k) {
+    const V* row = reinterpret_cast<const V*>(matrix + k * columns);
+#pragma GCC unroll 8
+    for (int r = 0; r < kImages; ++r)
+#pragma GCC unroll 8
+      for (int q = 0; q < kPacks; ++q) sum[r][q] += h[r * w + k] * row[q];
+  }
+#pragma GCC unroll 8
+  for (int r = 0; r < kImages; ++r)
+#pragma GCC unroll 8
+    for (int q = 0; q < kPacks; ++q) reinterpret_cast<V*>(out + r * columns)[q] = sum[r][q];
+}
+
+/// out [images,columns] = h [images,w] times the matrix.
+template <class T>
+OCCAM_VECTORIZED void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
+                                   int64_t columns) {
+  int64_t r = 0;
+  for (; r + 4 <= images; r += 4)
+    for (int64_t j = 0; j < columns; j += 2 * kPack)
+      times_columns<4, 2>(h + r * w, matrix + j, out + r * columns + j, w, columns);
+  for (; r < images; ++r)
+    for (int64_t j = 0; j < columns; j += kColumns)
+      times_columns<1, kColumns / kPack>(h + r * w, matrix + j, out + r * columns + j, w, columns);
+}
+
 /// Both biases of a (direction, head) in one.
 template <class T, class Args>
 std::vector<T> bias_of(const Args& a, int64_t which) {
@@ -65,20 +117,6 @@ void for_each_task(const LstmShape& s, const Fn& fn) {
   }
 }
 
-/// d = a w_hh^T (transposed) or a w_hh; rows of `a` are lda apart.
-template <class T>
-void times_weights(bool transposed, int64_t rows, int64_t w, const T* a, int64_t lda, const T* w_hh, T* d) {
-  DType dtype = dtype_of<T>;
-  matrix_product({.dtype_ab = dtype,
-                  .dtype_d = dtype,
-                  .trans_b = transposed,
-                  .m = rows,
-                  .n = transposed ? 4 * w : w,
-                  .k = transposed ? w : 4 * w,
-                  .lda = lda},
-                 a, w_hh, d);
-}
-
 }  // namespace
 
 template <class T>
@@ -87,15 +125,18 @@ void lstm_fwd_cpu(const LstmForward<T, T>& a) {
   const int64_t w = s.w;
   for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
     int64_t which = direction * s.h + head;
-    std::vector<T> h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)), recurrent(size_t(rows * 4 * w)),
-        gates(size_t(4 * w)), bias = bias_of<T>(a, which);
+    const int64_t columns = (4 * w + kColumns - 1) / kColumns * kColumns;
+    const std::vector<T> matrix = transposed(a.w_hh + which * 4 * w * w, w, columns),
+                         bias = bias_of<T>(a, which);
+    std::vector<T> h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)), recurrent(size_t(rows * columns)),
+        gates(size_t(4 * w));
     for (int64_t n = 0; n < s.t; ++n) {
       int64_t token = direction == 0 ? n : s.t - 1 - n;
-      times_weights(true, rows, w, h.data(), w, a.w_hh + which * 4 * w * w, recurrent.data());
+      times_states(h.data(), matrix.data(), recurrent.data(), rows, w, columns);
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = (first + r) * s.t + token, out = (row * s.h + head) * 2 * w + direction * w;
         T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        gates_of(a.z + (which * s.b * s.t + row) * 4 * w, recurrent.data() + r * 4 * w, bias.data(),
+        gates_of(a.z + (which * s.b * s.t + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
                  gates.data(), w);
         step(gates.data(), cr, hr, w);
         std::copy(hr, hr + w, a.y + out);
@@ -123,8 +164,13 @@ void lstm_bwd_cpu(const LstmBackward<T, T>& a) {
                   gh.data() + r * w, gc.data() + r * w, a.g_gates + at * 4 * w, w);
       }
       // Rows of one token of neighbouring images are t rows apart.
-      times_weights(false, rows, w, a.g_gates + (start + token) * 4 * w, s.t * 4 * w,
-                    a.w_hh + which * 4 * w * w, gh.data());
+      matrix_product({.dtype_ab = dtype_of<T>,
+                      .dtype_d = dtype_of<T>,
+                      .m = rows,
+                      .n = w,
+                      .k = 4 * w,
+                      .lda = s.t * 4 * w},
+                     a.g_gates + (start + token) * 4 * w, a.w_hh + which * 4 * w * w, gh.data());
     }
   });
 }
