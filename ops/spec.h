@@ -102,14 +102,17 @@ class Spec {
   void bad(std::string name, std::function<void()> call, std::string text);
   /// Bitwise repeatability is not promised, for this reason.
   void nondeterministic(std::string reason) { nondeterministic_ = std::move(reason); }
+  /// The op as the samples call it cannot be recorded into a CUDA graph, for this reason.
+  void uncapturable(std::string reason) { uncapturable_ = std::move(reason); }
 
   const std::string& folder() const { return folder_; }
   const std::vector<Sample>& samples() const { return samples_; }
   const std::vector<Bad>& bads() const { return bads_; }
   const std::string& nondeterministic_reason() const { return nondeterministic_; }
+  const std::string& uncapturable_reason() const { return uncapturable_; }
 
  private:
-  std::string folder_, nondeterministic_;
+  std::string folder_, nondeterministic_, uncapturable_;
   std::vector<Sample> samples_;
   std::vector<Bad> bads_;
 };

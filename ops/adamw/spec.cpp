@@ -10,6 +10,10 @@ using occam::Tensor;
 }  // namespace
 
 OP_SPEC(adamw) {
+  spec.uncapturable(
+      "these forms make the list of what they work on anew at each call; the update of a captured step, "
+      "whose "
+      "list stays, is in tests/nn/capture_test.cpp");
   // Rates and decays are exact in f32, which is what the device holds.
   auto adam = [&](const char* name, int64_t n, double decay, int64_t updates) -> Sample& {
     return spec

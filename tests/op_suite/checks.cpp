@@ -8,6 +8,7 @@
 #include "autograd/node.h"
 #include "core/check.h"
 #include "core/grad_mode.h"
+#include "core/replay.h"
 #include "suite.h"
 
 namespace occam::suite {
@@ -215,6 +216,33 @@ std::string repeatable(const Spec& spec, const Sample& s, Device device) {
   return e.empty() ? e : "a second run (with one thread on the CPU) differs: " + e;
 }
 
+/// Forward and backward recorded into a CUDA graph with one set of values and replayed with another.
+std::string captured_equals_eager(const Spec& spec, const Sample& s, DType dtype) {
+  if (dtype == DType::bf16 && !s.has_half) return "skip: not used in bf16";
+  if (!spec.uncapturable_reason().empty()) return "skip: " + spec.uncapturable_reason();
+  const Device gpu = cuda_device();
+  constexpr uint64_t kOtherValues = 8;
+  const Result want = run_sample(s, s.call, make_inputs(spec, s, dtype, gpu, true, kOtherValues));
+
+  std::vector<Tensor> inputs = make_inputs(spec, s, dtype, gpu);
+  const std::vector<Tensor> cotangents = make_cotangents(s, s.call(inputs));
+  Result got;
+  Replay replay(gpu);
+  auto work = [&] { got = run_sample(s, s.call, inputs, &cotangents); };
+  while (replay.fallback().empty() && !replay.captured()) {
+    got = {};  // nothing of an eager run may be part of the recording
+    for (const Tensor& x : inputs)
+      if (x && requires_grad(x)) set_grad(x, Tensor());
+    replay.run(work);
+  }
+  if (!replay.captured()) return replay.fallback();
+  const std::vector<Tensor> others = make_inputs(spec, s, dtype, gpu, false, kOtherValues);
+  for (size_t i = 0; i < inputs.size(); ++i)
+    if (inputs[i]) detach(inputs[i]).copy_(others[i]);
+  replay.run(work);
+  return same_result(got, want);
+}
+
 std::string no_grad_records_nothing(const Spec& spec, const Sample& s) {
   NoGrad no_grad;
   for (const Tensor& y : s.call(make_inputs(spec, s, DType::f32)))
@@ -337,6 +365,8 @@ const std::vector<Check>& all_checks() {
     gpu("cuda_strides", [](auto& p, auto& s) { return strides_do_not_matter(p, s, cuda_device()); });
     gpu("cuda_memory", [](auto& p, auto& s) { return memory_is_respected(p, s, cuda_device()); });
     gpu("cuda_repeat", [](auto& p, auto& s) { return repeatable(p, s, cuda_device()); });
+    gpu("cuda_captured_f32", [](auto& p, auto& s) { return captured_equals_eager(p, s, DType::f32); });
+    gpu("cuda_captured_bf16", [](auto& p, auto& s) { return captured_equals_eager(p, s, DType::bf16); });
     gpu("cuda_frozen", [](auto& p, auto& s) { return frozen_inputs(p, s, cuda_device()); });
     gpu("cuda_unused", [](auto& p, auto& s) { return unused_outputs(p, s, cuda_device()); });
     return list;

@@ -3,6 +3,8 @@
 
 #include <cmath>
 
+#include "autograd/node.h"
+#include "ops/elementwise/op.h"
 #include "ops/op.h"
 #include "suite.h"
 
@@ -155,6 +157,32 @@ TEST(Mutation, RandomCotangentSeesWhatASumDoesNot) {
       "7", {spec::randn({7})}, [](const std::vector<Tensor>& in) { return apply<SumBlind>({in[0]}); },
       [](const Arrays& in) { return in; });
   EXPECT_NE(suite::check_named("gradcheck").run(spec, s), "");
+}
+
+TEST(Mutation, WhatACapturedStepCannotHaveIsFound) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  auto verdict_on = [](const spec::Call& call) {
+    Spec spec("host_value");
+    Sample& s = spec.sample("7", {spec::uniform({7}, 1, 2)}, call, [](const Arrays& in) { return in; });
+    return suite::check_named("cuda_captured_f32").run(spec, s);
+  };
+  auto scaled = [](const Tensor& x, double factor) {
+    return std::vector{mul(x, full({1}, factor, options_of(x)))};
+  };
+  auto first_of = [](const Tensor& x) { return detach(x).to_vector<double>()[0]; };
+  EXPECT_EQ(verdict_on([&](const std::vector<Tensor>& in) { return scaled(in[0], 3); }), "");
+  const std::string read =
+      verdict_on([&](const std::vector<Tensor>& in) { return scaled(in[0], first_of(in[0])); });
+  EXPECT_NE(read.find("capture of a CUDA graph failed"), std::string::npos) << read;
+  // A number on the host that is right at every call and stays in the recording: the first four calls are
+  // eager.
+  int count = 0;
+  double factor = 0;
+  const std::string kept = verdict_on([&](const std::vector<Tensor>& in) {
+    if (++count < 5) factor = first_of(in[0]);
+    return scaled(in[0], factor);
+  });
+  EXPECT_NE(kept.find("output 0: element 0 of 7"), std::string::npos) << kept;
 }
 
 }  // namespace

@@ -52,6 +52,7 @@ bool applies(const suite::Check& check, const spec::Spec& spec, const spec::Samp
   std::string name = check.name;
   if (name == "repeat" || name.ends_with("frozen") || name == "cuda_repeat")
     if (!spec.nondeterministic_reason().empty()) return false;
+  if (name.starts_with("cuda_captured") && !spec.uncapturable_reason().empty()) return false;
   if (check.on_gpu && (!cuda_available() || !sample.has_cuda)) return false;
   if (!sample.has_half && name.ends_with("bf16")) return false;
   if (name == "composite") return bool(sample.composite);

@@ -19,16 +19,19 @@ const std::vector<Check>& all_checks();
 /// The check of that name; throws when there is none.
 const Check& check_named(const std::string& name);
 
-/// Inputs of a sample as tensors, the same values at every call. Floating ones that want it require
-/// gradients.
+/// Inputs of a sample as tensors, the same values at every call with the same `seed`. Floating ones that want
+/// it require gradients.
 std::vector<Tensor> make_inputs(const spec::Spec& spec, const spec::Sample& sample, DType dtype,
-                                Device device = kCPU, bool with_grad = true);
-/// Outputs and the gradients of all inputs (undefined where none) under fixed random cotangents.
+                                Device device = kCPU, bool with_grad = true, uint64_t seed = 7);
+/// Fixed random cotangents of the outputs; undefined where no gradient is wanted.
+std::vector<Tensor> make_cotangents(const spec::Sample& sample, const std::vector<Tensor>& outputs);
+/// Outputs and the gradients of all inputs (undefined where none) under those cotangents; `cotangents` when
+/// they were made before.
 struct Result {
   std::vector<Tensor> outputs, grads;
 };
 Result run_sample(const spec::Sample& sample, const spec::Call& call, const std::vector<Tensor>& inputs,
-                  bool with_grad = true);
+                  const std::vector<Tensor>* cotangents = nullptr);
 
 /// Largest allowed |got - want|: factor * unit roundoff * sqrt(length) * (rms of want + |want| + terms).
 struct Tolerance {

@@ -10,7 +10,7 @@
 namespace occam::suite {
 
 std::vector<Tensor> make_inputs(const spec::Spec& spec, const spec::Sample& sample, DType dtype,
-                                Device device, bool with_grad) {
+                                Device device, bool with_grad, uint64_t seed) {
   std::vector<Tensor> tensors;
   for (size_t i = 0; i < sample.inputs.size(); ++i) {
     const spec::Input& input = sample.inputs[i];
@@ -18,7 +18,7 @@ std::vector<Tensor> make_inputs(const spec::Spec& spec, const spec::Sample& samp
       tensors.emplace_back();
       continue;
     }
-    Rng rng(7, spec.folder() + "/" + sample.name + "/" + std::to_string(i));
+    Rng rng(seed, spec.folder() + "/" + sample.name + "/" + std::to_string(i));
     std::vector<double> values(size_t(input.shape.numel()));
     for (size_t j = 0; j < values.size(); ++j) values[j] = input.value(int64_t(j), rng);
     bool floating = is_floating(input.dtype);
@@ -29,18 +29,25 @@ std::vector<Tensor> make_inputs(const spec::Spec& spec, const spec::Sample& samp
   return tensors;
 }
 
-Result run_sample(const spec::Sample& sample, const spec::Call& call, const std::vector<Tensor>& inputs,
-                  bool with_grad) {
-  Result result;
-  std::vector<Tensor> outputs = call(inputs), roots, cotangents;
+std::vector<Tensor> make_cotangents(const spec::Sample& sample, const std::vector<Tensor>& outputs) {
+  std::vector<Tensor> cotangents(outputs.size());
   for (size_t i = 0; i < outputs.size(); ++i) {
     if (!outputs[i] || !requires_grad(outputs[i])) continue;
     Rng rng(11, sample.name + "/cotangent/" + std::to_string(i));
     Tensor r = raw::to(rand_normal(outputs[i].shape(), 0, 1, rng), DType::bf16);  // exact in every type
-    roots.push_back(outputs[i]);
-    cotangents.push_back(raw::to(raw::to(r, outputs[i].dtype()), outputs[i].device()));
+    cotangents[i] = raw::to(raw::to(r, outputs[i].dtype()), outputs[i].device());
   }
-  if (with_grad && !roots.empty()) backward(roots, cotangents);
+  return cotangents;
+}
+
+Result run_sample(const spec::Sample& sample, const spec::Call& call, const std::vector<Tensor>& inputs,
+                  const std::vector<Tensor>* cotangents) {
+  Result result;
+  std::vector<Tensor> outputs = call(inputs), made, roots, wanted;
+  if (!cotangents) made = make_cotangents(sample, outputs), cotangents = &made;
+  for (size_t i = 0; i < outputs.size(); ++i)
+    if ((*cotangents)[i]) roots.push_back(outputs[i]), wanted.push_back((*cotangents)[i]);
+  if (!roots.empty()) backward(roots, wanted);
   for (const Tensor& y : outputs) result.outputs.push_back(y ? detach(y) : y);
   for (const Tensor& x : inputs) result.grads.push_back(x ? grad_of(x) : Tensor());
   return result;
