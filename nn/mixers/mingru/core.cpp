@@ -1,0 +1,109 @@
+#include "nn/mixers/mingru/core.h"
+
+#include <bit>
+
+#include "nn/mixers/skeleton.h"
+#include "nn/plan.h"
+#include "ops/linear/op.h"
+#include "ops/view/op.h"
+
+namespace occam {
+
+namespace {
+
+struct Options {
+  int64_t hidden = 0;
+  std::string gates = "head";
+  ScanOptions scan;
+
+  template <class V>
+  void visit(V& v) {
+    v("hidden", hidden, "width of each head's state in each direction; 0 = the head's width",
+      Range{0, 65536});
+    v("gates", gates, "what a gate sees of a token: its head's channels or all of them",
+      Choices{"head", "dense"});
+    scan.visit(v);
+  }
+  int64_t hidden_of(const MixerShape& s) const { return hidden > 0 ? hidden : s.head_dim(); }
+  bool is_dense() const { return gates == "dense"; }
+};
+
+/// `rnn` with gates of every head's own channels.
+class HeadGates : public Module {
+ public:
+  HeadGates(const MixerShape& s, int64_t hidden, GatedCell cell)
+      : cell_(cell),
+        hidden_(hidden),
+        weight_(param("weight", {2, s.heads, gates_of(cell) * hidden, s.head_dim()},
+                      init::fan_in_uniform(s.head_dim()))),
+        bias_(param("bias", {2, s.heads, gates_of(cell) * hidden}, init::fan_in_uniform(s.head_dim()))) {}
+  const char* kind() const override { return "HeadGates"; }
+  Shape plan(const Shape& x, Plan& plan) const override {
+    plan.add_macs(x[0] * x[1] * weight_.numel());
+    return x.with(-1, 2 * hidden_);
+  }
+
+ protected:
+  Tensor forward(const Tensor& x) override {
+    return head_gated_scan(x, weight_.value(), bias_.value(), cell_);
+  }
+
+ private:
+  GatedCell cell_;
+  int64_t hidden_;
+  Parameter &weight_, &bias_;
+};
+
+/// `rnn` with gates of all channels: rows of the weights by (head, direction, gate, state).
+class DenseGates : public Module {
+ public:
+  DenseGates(const MixerShape& s, int64_t hidden, GatedCell cell)
+      : cell_(cell),
+        heads_(s.heads),
+        hidden_(hidden),
+        weight_(param("weight", {s.heads * 2 * gates_of(cell) * hidden, s.dim}, init::fan_in_uniform(s.dim))),
+        bias_(param("bias", {s.heads * 2 * gates_of(cell) * hidden}, init::fan_in_uniform(s.dim))) {}
+  const char* kind() const override { return "DenseGates"; }
+  Shape plan(const Shape& x, Plan& plan) const override {
+    plan.add_macs(x[0] * x[1] * weight_.numel());
+    return x.with(-1, 2 * hidden_);
+  }
+
+ protected:
+  Tensor forward(const Tensor& x) override {
+    const int64_t b = x.size(0), t = x.size(1);
+    Tensor gates = linear(reshape(x, {b, t, x.size(2) * x.size(3)}), weight_.value(), bias_.value());
+    return gated_scan(reshape(gates, {b, t, heads_, 2, gates_of(cell_) * hidden_}), cell_);
+  }
+
+ private:
+  GatedCell cell_;
+  int64_t heads_, hidden_;
+  Parameter &weight_, &bias_;
+};
+
+}  // namespace
+
+std::unique_ptr<TokenMixer> make_min_rnn(const char* name, const char* kind, GatedCell cell,
+                                         const MixerShape& s, const MixerOptions& given) {
+  const Options options = read_options<Options>(name, given);
+  const int64_t k = options.hidden_of(s);
+  std::unique_ptr<Module> core;
+  if (options.is_dense())
+    core = std::make_unique<DenseGates>(s, k, cell);
+  else
+    core = std::make_unique<HeadGates>(s, k, cell);
+  return std::make_unique<SkeletonMixer>(kind, s, MixerCore{"rnn", std::move(core), 2 * k}, options.scan);
+}
+
+MixerLedger min_rnn_ledger(const char* name, GatedCell cell, const MixerShape& s, int64_t t,
+                           const MixerOptions& given) {
+  const Options options = read_options<Options>(name, given);
+  const int64_t k = options.hidden_of(s), rows = 2 * s.heads * gates_of(cell) * k;
+  const int64_t weights = rows * (options.is_dense() ? s.dim : s.head_dim());
+  // A scan of t steps is a tree of ceil(log2 t) after the gates.
+  const int64_t depth = 1 + std::bit_width(uint64_t(t > 0 ? t - 1 : 0));
+  return skeleton_ledger(s, t, {weights + rows, t * weights, depth}, 2 * k);
+}
+
+}  // namespace occam

@@ -1,0 +1,139 @@
+#pragma once
+// What a cell makes of its parts in a step: h' = a h + b, and the gradients of the parts. kFast: approximate
+// exponentials and reciprocals (2 ulp), beside bf16 storage.
+#include "core/cuda/math.cuh"
+#include "core/cuda/mma.cuh"
+
+namespace occam::kernels {
+
+using namespace cuda;
+
+__device__ __forceinline__ float reciprocal_fast(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+template <bool kFast>
+__device__ __forceinline__ float exp_of(float x) {
+  return kFast ? exp2_fast(x * 1.4426950408889634f) : expf(x);
+}
+template <bool kFast>
+__device__ __forceinline__ float reciprocal_of(float x) {
+  return kFast ? reciprocal_fast(x) : 1.0f / x;
+}
+
+/// Of two numbers that are not 0, with a finite product: 1/x and 1/y by one division.
+template <bool kFast>
+__device__ __forceinline__ void reciprocals(float x, float y, float& rx, float& ry) {
+  const float r = reciprocal_of<kFast>(x * y);
+  rx = r * y, ry = r * x;
+}
+
+/// e^-v up to e^80, so that products of two stay finite.
+template <bool kFast>
+__device__ __forceinline__ float exp_minus(float v) {
+  return exp_of<kFast>(fminf(-v, 80.0f));
+}
+/// g from `small` = e^-|v| and `r` = 1 / (1 + small).
+__device__ __forceinline__ float value_of(float v, float small, float r) {
+  return v >= 0 ? v + 0.5f : small * r;
+}
+
+struct PlainCell {
+  static constexpr int kParts = 2;
+  template <bool kFast>
+  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
+    a = p[0], b = p[1];
+  }
+  template <bool kFast>
+  static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
+                                                  float (&g)[3]) {
+    a = p[0], g[0] = dh * before, g[1] = dh;
+  }
+};
+
+struct MinGruCell {
+  static constexpr int kParts = 2;
+  template <bool kFast>
+  static __device__ __forceinline__ void gates(const float (&p)[3], float& fresh, float& value,
+                                               float& slope) {
+    const float small = exp_of<kFast>(-fabsf(p[1]));
+    float r;
+    reciprocals<kFast>(1 + exp_minus<kFast>(p[0]), 1 + small, fresh, r);
+    value = value_of(p[1], small, r);
+    slope = p[1] >= 0 ? 1.0f : value * r;  // s (1 - s), and 1 - s(v) = 1 / (1 + e^v)
+  }
+  template <bool kFast>
+  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
+    float fresh, value, slope;
+    gates<kFast>(p, fresh, value, slope);
+    a = 1 - fresh, b = fresh * value;
+  }
+  template <bool kFast>
+  static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
+                                                  float (&g)[3]) {
+    float fresh, value, slope;
+    gates<kFast>(p, fresh, value, slope);
+    a = 1 - fresh;
+    g[0] = dh * (value - before) * fresh * a;
+    g[1] = dh * fresh * slope;
+  }
+};
+
+struct MinLstmCell {
+  static constexpr int kParts = 3;
+  /// With F = 1 + e^-f = 1 / s(f) and I likewise: a = I / (F + I), 1 - a = F / (F + I).
+  template <bool kFast>
+  static __device__ __forceinline__ void gates(const float (&p)[3], float& big_f, float& big_i, float& sum,
+                                               float& value, float& slope) {
+    big_f = 1 + exp_minus<kFast>(p[0]), big_i = 1 + exp_minus<kFast>(p[1]);
+    const float small = exp_of<kFast>(-fabsf(p[2]));
+    float r;
+    reciprocals<kFast>(big_f + big_i, 1 + small, sum, r);
+    value = value_of(p[2], small, r);
+    slope = p[2] >= 0 ? 1.0f : value * r;
+  }
+  template <bool kFast>
+  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
+    float f, i, sum, value, slope;
+    gates<kFast>(p, f, i, sum, value, slope);
+    a = i * sum, b = f * sum * value;
+  }
+  /// da/df = a (1 - a) (1 - s(f)), da/di = -a (1 - a) (1 - s(i)); 1 - s(f) = (F - 1) / F.
+  template <bool kFast>
+  static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
+                                                  float (&g)[3]) {
+    float f, i, sum, value, slope, rf, ri;
+    gates<kFast>(p, f, i, sum, value, slope);
+    rf = reciprocal_of<kFast>(f), ri = reciprocal_of<kFast>(i);
+    a = i * sum;
+    const float fresh = f * sum, ga = dh * (before - value) * a * fresh;
+    g[0] = ga * ((f - 1) * rf);
+    g[1] = -ga * ((i - 1) * ri);
+    g[2] = dh * fresh * slope;
+  }
+};
+
+/// Segments of the tokens that chains are cut into when there are too few chains for the device. A first pass
+/// leaves every segment's product of a and end state from 0; the second starts from what they make of 0.
+struct Segments {
+  int64_t count = 1, length = 0;
+};
+
+/// `chains` independent ones; `wanted` at once fill the device; lengths are multiples of `unit`.
+inline Segments cut(int64_t tokens, int64_t chains, int64_t wanted, int64_t unit) {
+  Segments s{1, tokens};
+  if (chains <= 0 || 2 * chains > wanted || tokens <= unit) return s;
+  const int64_t count = (wanted + chains - 1) / chains, most = (tokens + unit - 1) / unit;
+  const int64_t units = (most + count - 1) / count;
+  s.length = (units > 0 ? units : 1) * unit;
+  s.count = (tokens + s.length - 1) / s.length;
+  return s;
+}
+
+/// [segment][chain], products then states.
+struct SegmentSums {
+  float *product, *state;
+};
+
+}  // namespace occam::kernels

@@ -1,0 +1,282 @@
+#include "ops/diagonal_scan/op.h"
+
+#include "ops/blas.h"
+#include "ops/diagonal_scan/kernel.h"
+#include "ops/op.h"
+#include "ops/reduce/op.h"
+
+namespace occam {
+namespace {
+
+using kernels::Cell;
+using kernels::ScanShape;
+
+Cell kernel_cell(GatedCell cell) { return cell == GatedCell::min_gru ? Cell::min_gru : Cell::min_lstm; }
+
+/// Points the parts of `a` into gates [b,t,h,2,parts w].
+template <class Args, class T>
+void split(T* (&part)[3], Args& a, T* gates) {
+  const int parts = kernels::parts_of(a.cell);
+  for (int i = 0; i < parts; ++i) part[i] = gates + i * a.s.w;
+  a.stride = parts * a.s.w;
+}
+
+Tensor workspace(int64_t floats, const Tensor& like) { return empty({floats}, {DType::f32, like.device()}); }
+
+template <class T>
+void scan(const kernels::DiagonalScan<T>& a, const Tensor& like) {
+  if (a.s.chains() * a.s.t == 0) return;
+  if (like.is_cpu()) {
+    if constexpr (!std::is_same_v<T, bf16>) kernels::diagonal_scan_fwd_cpu(a);
+  } else if constexpr (!std::is_same_v<T, double>) {
+    OCCAM_ON_CUDA(Tensor room = workspace(kernels::diagonal_scan_workspace(a.s), like);
+                  kernels::diagonal_scan_fwd(a, room.data<float>(), current_stream(like.device()).handle));
+  }
+}
+template <class T>
+void scan_back(const kernels::DiagonalScanBackward<T>& a, const Tensor& like) {
+  if (a.s.chains() * a.s.t == 0) return;
+  if (like.is_cpu()) {
+    if constexpr (!std::is_same_v<T, bf16>) kernels::diagonal_scan_bwd_cpu(a);
+  } else if constexpr (!std::is_same_v<T, double>) {
+    OCCAM_ON_CUDA(Tensor room = workspace(kernels::diagonal_scan_workspace(a.s), like);
+                  kernels::diagonal_scan_bwd(a, room.data<float>(), current_stream(like.device()).handle));
+  }
+}
+template <class F>
+void dispatch(const Tensor& like, F&& f) {
+  if (like.is_cuda())
+    dispatch_cuda(like.dtype(), f);
+  else
+    dispatch_float(like.dtype(), f);
+}
+
+struct DiagonalScanOp {
+  struct Attrs {};
+  static constexpr OpInfo info{.name = "diagonal_scan",
+                               .contract = "a: b t h 2 w, b: b t h 2 w -> b t h 2 w"};
+
+  static ScanShape sizes(const Shape& a) { return {a[0], a[1], a[2], a[4]}; }
+  static Outs forward(Ctx& c, In in, const Attrs&) {
+    const Tensor &a = in[0], &b = in[1];
+    Tensor y = empty_like(a);
+    dispatch(a, [&]<class T>() {
+      scan<T>({Cell::plain, sizes(a.shape()), {a.data<T>(), b.data<T>()}, a.size(4), nullptr, y.data<T>()},
+              a);
+    });
+    c.save({a, y});
+    return {y};
+  }
+  static Grads backward(Ctx& c, GradsOut gy) {
+    Tensor a = c.saved(0), y = c.saved(1), ga = empty_like(a), gb = empty_like(a);
+    dispatch(a, [&]<class T>() {  // the gradients do not read b
+      scan_back<T>({Cell::plain,
+                    sizes(a.shape()),
+                    {a.data<T>(), a.data<T>()},
+                    a.size(4),
+                    nullptr,
+                    y.data<T>(),
+                    gy[0].data<T>(),
+                    {ga.data<T>(), gb.data<T>()}},
+                   a);
+    });
+    return {c.needs(0) ? ga : Tensor(), c.needs(1) ? gb : Tensor()};
+  }
+  static Cost cost(Shapes in, DType dtype, const Attrs&) {
+    return {2 * double(in[0].numel()), 1.5 * bytes_of(in, dtype)};
+  }
+};
+
+struct GatedScanOp {
+  struct Attrs {
+    GatedCell cell;
+  };
+  static constexpr OpInfo info{.name = "gated_scan",
+                               .contract = "gates: b t h 2 g -> b t h o",
+                               .hint = "g = k w: k gates, each as wide as the state"};
+
+  static ScanShape sizes(const Shape& gates, GatedCell cell) {
+    const int64_t k = gates_of(cell);
+    OCCAM_CHECK(gates[4] % k == 0, ErrorKind::shape,
+                "gated_scan: gates {} do not divide into {} of one width", gates.str(), k);
+    return {gates[0], gates[1], gates[2], gates[4] / k};
+  }
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
+    const Tensor& gates = in[0];
+    const ScanShape s = sizes(gates.shape(), attrs.cell);
+    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(gates));
+    dispatch(gates, [&]<class T>() {
+      kernels::DiagonalScan<T> a{.cell = kernel_cell(attrs.cell), .s = s, .y = y.data<T>()};
+      split(a.part, a, const_cast<const T*>(gates.data<T>()));
+      scan(a, gates);
+    });
+    c.save({gates, y});
+    return {y};
+  }
+  static Grads backward(Ctx& c, GradsOut gy) {
+    Tensor gates = c.saved(0), y = c.saved(1), g = empty_like(gates);
+    const GatedCell cell = c.attrs<Attrs>().cell;
+    dispatch(gates, [&]<class T>() {
+      kernels::DiagonalScanBackward<T> a{.cell = kernel_cell(cell),
+                                         .s = sizes(gates.shape(), cell),
+                                         .y = y.data<T>(),
+                                         .gy = gy[0].data<T>()};
+      split(a.part, a, const_cast<const T*>(gates.data<T>()));
+      split(a.g_part, a, g.data<T>());
+      scan_back(a, gates);
+    });
+    return {g};
+  }
+  static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
+    const double k = double(gates_of(attrs.cell)), states = double(in[0].numel()) / k;
+    return {12 * double(in[0].numel()), (k + 1) * states * double(size_of(dtype))};
+  }
+};
+
+struct HeadGatedScanOp {
+  using Attrs = GatedScanOp::Attrs;
+  static constexpr OpInfo info{.name = "head_gated_scan",
+                               .contract = "x: b t h i, w: 2 h g i, bias: 2 h g -> b t h o",
+                               .bound = Bound::compute,
+                               .hint = "g = k w: k gates, each as wide as the state"};
+
+  static ScanShape sizes(const Shape& x, const Shape& w, GatedCell cell) {
+    const int64_t k = gates_of(cell);
+    OCCAM_CHECK(
+        w[2] % k == 0 && x[3] > 0 && w[2] > 0, ErrorKind::shape,
+        "head_gated_scan: w {} has {} gate rows, which do not divide into {} of one width\n  contract  {}",
+        w.str(), w[2], k, info.contract);
+    return {x[0], x[1], x[2], w[2] / k};
+  }
+  /// w x of both directions, [b,t,h,2,g].
+  static Tensor products(const Tensor& x, const Tensor& w) {
+    const int64_t b = x.size(0), t = x.size(1), h = x.size(2), i = x.size(3), g = w.size(2);
+    Tensor gates = empty({b, t, h, 2, g}, options_of(x));
+    for (int64_t r = 0; r < 2 && gates.numel() > 0; ++r)
+      matrix_product({.device = x.device(),
+                      .dtype_ab = x.dtype(),
+                      .dtype_d = x.dtype(),
+                      .trans_b = true,
+                      .m = b * t,
+                      .n = g,
+                      .k = i,
+                      .lda = h * i,
+                      .ldd = h * 2 * g,
+                      .batch = h,
+                      .stride_a = i,
+                      .stride_b = g * i,
+                      .stride_d = 2 * g},
+                     x.data_ptr(), raw::select(w, 0, r).data_ptr(), raw::select(gates, 3, r).data_ptr());
+    return gates;
+  }
+
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
+    const Tensor &x = in[0], &w = in[1], &bias = in[2];
+    const ScanShape s = sizes(x.shape(), w.shape(), attrs.cell);
+    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x));
+    c.save({x, w, bias, y});
+    if (y.numel() == 0) return {y};
+    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64) {
+      kernels::HeadScan a{kernel_cell(attrs.cell), s, x.data<bf16>(), w.data<bf16>(), bias.data<bf16>(),
+                          y.data<bf16>()};
+      OCCAM_ON_CUDA(if (kernels::head_scan_fits(a)) {
+        Tensor room = workspace(kernels::head_scan_workspace(s), x);
+        kernels::head_scan_fwd(a, room.data<float>(), current_stream(x.device()).handle);
+        return {y};
+      });
+    }
+    Tensor gates = products(x, w);
+    dispatch(x, [&]<class T>() {
+      kernels::DiagonalScan<T> a{
+          .cell = kernel_cell(attrs.cell), .s = s, .bias = bias.data<T>(), .y = y.data<T>()};
+      split(a.part, a, const_cast<const T*>(gates.data<T>()));
+      scan(a, x);
+    });
+    return {y};
+  }
+
+  static Grads backward(Ctx& c, GradsOut gy) {
+    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), y = c.saved(3);
+    const GatedCell cell = c.attrs<Attrs>().cell;
+    const ScanShape s = sizes(x.shape(), w.shape(), cell);
+    const int64_t rows = s.b * s.t, i = x.size(3), g = w.size(2);
+    Tensor gates = products(x, w);  // becomes its own gradient
+    dispatch(x, [&]<class T>() {
+      kernels::DiagonalScanBackward<T> a{
+          .cell = kernel_cell(cell), .s = s, .bias = bias.data<T>(), .y = y.data<T>(), .gy = gy[0].data<T>()};
+      split(a.part, a, const_cast<const T*>(gates.data<T>()));
+      split(a.g_part, a, gates.data<T>());
+      scan_back(a, x);
+    });
+    Grads grads(3);
+    if (c.needs(0)) {
+      grads[0] = empty_like(x);
+      for (int64_t r = 0; r < 2 && x.numel() > 0; ++r)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = x.dtype(),
+                        .m = rows,
+                        .n = i,
+                        .k = g,
+                        .lda = s.h * 2 * g,
+                        .ldd = s.h * i,
+                        .batch = s.h,
+                        .stride_a = 2 * g,
+                        .stride_b = g * i,
+                        .stride_d = i,
+                        .beta = r == 0 ? 0.0 : 1.0},
+                       raw::select(gates, 3, r).data_ptr(), raw::select(w, 0, r).data_ptr(),
+                       grads[0].data_ptr());
+    }
+    auto parameter_dtype = [&](size_t n) {
+      return c.grad_dtype_of(n) == DType::f32 ? DType::f32 : x.dtype();
+    };
+    if (c.needs(1)) {
+      grads[1] = empty(w.shape(), {parameter_dtype(1), x.device()});
+      if (rows == 0) grads[1].zero_();
+      for (int64_t r = 0; r < 2 && rows > 0; ++r)
+        matrix_product({.device = x.device(),
+                        .dtype_ab = x.dtype(),
+                        .dtype_d = grads[1].dtype(),
+                        .trans_a = true,
+                        .m = g,
+                        .n = i,
+                        .k = rows,
+                        .lda = s.h * 2 * g,
+                        .ldb = s.h * i,
+                        .batch = s.h,
+                        .stride_a = 2 * g,
+                        .stride_b = i,
+                        .stride_d = g * i},
+                       raw::select(gates, 3, r).data_ptr(), x.data_ptr(),
+                       raw::select(grads[1], 0, r).data_ptr());
+    }
+    if (c.needs(2)) {
+      Tensor by_head =
+          raw::sum_to_shape(raw::reshape(gates, {rows, s.h, 2, g}), {1, s.h, 2, g}, parameter_dtype(2));
+      grads[2] = raw::contiguous(raw::transpose(raw::reshape(by_head, {s.h, 2, g}), 0, 1));
+    }
+    return grads;
+  }
+
+  static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
+    const double rows = double(in[0][0]) * double(in[0][1]);
+    const double gates = rows * 2 * double(in[1][1]) * double(in[1][2]);
+    return {2 * rows * double(in[1].numel()) + 12 * gates,
+            bytes_of(in, dtype) + gates / double(gates_of(attrs.cell)) * double(size_of(dtype))};
+  }
+};
+
+}  // namespace
+
+int64_t gates_of(GatedCell cell) { return kernels::parts_of(kernel_cell(cell)); }
+
+Tensor diagonal_scan(const Tensor& a, const Tensor& b) { return apply<DiagonalScanOp>({a, b})[0]; }
+Tensor gated_scan(const Tensor& gates, GatedCell cell) { return apply<GatedScanOp>({gates}, {cell})[0]; }
+Tensor head_gated_scan(const Tensor& x, const Tensor& w, const Tensor& bias, GatedCell cell) {
+  return apply<HeadGatedScanOp>({x, w, bias}, {cell})[0];
+}
+
+OCCAM_REGISTER(diagonal_scan, DiagonalScanOp, GatedScanOp, HeadGatedScanOp);
+
+}  // namespace occam
