@@ -1,0 +1,24 @@
+#include "nn/mixers/bilstm/head_lstm.h"
+
+#include "nn/init.h"
+#include "nn/plan.h"
+#include "ops/lstm/op.h"
+
+namespace occam {
+
+HeadLstm::HeadLstm(int64_t heads, int64_t in, int64_t hidden)
+    : weight_ih_(param("weight_ih", {2, heads, 4 * hidden, in}, init::fan_in_uniform(hidden))),
+      weight_hh_(param("weight_hh", {2, heads, 4 * hidden, hidden}, init::fan_in_uniform(hidden))),
+      bias_ih_(param("bias_ih", {2, heads, 4 * hidden}, init::fan_in_uniform(hidden))),
+      bias_hh_(param("bias_hh", {2, heads, 4 * hidden}, init::fan_in_uniform(hidden))) {}
+
+Shape HeadLstm::plan(const Shape& x, Plan& plan) const {
+  plan.add_macs(x[0] * x[1] * (weight_ih_.numel() + weight_hh_.numel()));
+  return x.with(-1, 2 * weight_hh_.shape()[-1]);
+}
+
+Tensor HeadLstm::forward(const Tensor& x) {
+  return lstm(x, weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value());
+}
+
+}  // namespace occam
