@@ -4,6 +4,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench/ladder.h"
+#include "apps/bench/mixer.h"
 #include "apps/bench/model.h"
 #include "apps/bench/op.h"
 #include "apps/bench/rows.h"
@@ -21,6 +22,9 @@ struct BenchConfig {
   std::string metrics = "all", mixer = "bilstm", input = "device", file = "runs/bench/agree";
   int64_t samples = 20;
   double sample_s = 0.1;
+  std::vector<std::string> mixers;
+  std::vector<int64_t> tokens{65, 197, 577, 1025, 2305, 4097};
+  double cell_s = 2;
   bool tiny = false;
 
   template <class V>
@@ -39,6 +43,10 @@ struct BenchConfig {
     v("file", file, "agree: writes FILE.safetensors and FILE.io.safetensors");
     v("samples", samples, "timings of which the median is taken", Range{3, 1000});
     v("sample_s", sample_s, "least seconds of a timing: as many steps as that takes", Range{0, 60});
+    v("mixers", mixers, "mixer all: only these, beside attention and identity");
+    v("tokens", tokens, "mixer: lengths, each one class token and a square of patches", Range{2, 1 << 16});
+    v("cell_s", cell_s, "mixer: about how long a length and batch may take; longer ones are left out",
+      Range{0.01, 3600});
     v("tiny", tiny, "row, op, agree: small sizes on any device, to see that they work");
   }
 };
@@ -71,6 +79,8 @@ constexpr Column kColumns[] = {{"row", "row"},
                                {"shape", "shape"},
                                {"pass", "pass"},
                                {"model", "model"},
+                               {"mixer", "mixer"},
+                               {"tokens", "tokens", 0},
                                {"what", "what"},
                                {"B", "batch", 0},
                                {"precision", "precision"},
@@ -87,7 +97,11 @@ constexpr Column kColumns[] = {{"row", "row"},
                                {"share_of_roofline", "% of roofline", 1, 100},
                                {"bound", "bound"},
                                {"by", "by"},
-                               {"peak_gb", "peak GB", 2}};
+                               {"peak_gb", "peak GB", 2},
+                               {"params", "parameters", 0},
+                               {"macs", "M multiply-adds", 1, 1e-6},
+                               {"depth", "depth", 0},
+                               {"skipped", "left out: why"}};
 
 Table table_of(const std::vector<Json>& lines) {
   std::vector<Column> used;
@@ -125,19 +139,20 @@ class Bench {
   void run() {
     const std::string& verb = app_.verb();
     const std::string& name = app_.arguments().operand;
-    const bool takes_name = verb == "op" || verb == "row" || verb == "ladder";
+    const bool takes_name = verb == "op" || verb == "row" || verb == "ladder" || verb == "mixer";
     OCCAM_CHECK(takes_name || name.empty(), ErrorKind::usage, "bench {} takes no name, and '{}' was given",
                 verb, name);
     OCCAM_CHECK(!takes_name || !name.empty(), ErrorKind::usage, "bench {} which? {}", verb,
-                verb == "op"    ? std::string("A name, or all")
-                : verb == "row" ? std::string("A name, all or list")
+                verb == "op" || verb == "mixer" ? std::string("A name, or all")
+                : verb == "row"                 ? std::string("A name, all or list")
                                 : "Ladders here: " + fmt::format("{}", fmt::join(ladder_names(), ", ")));
     if (verb == "row" && name == "list") return list_rows();
     if (verb == "agree") return agree();
-    const std::vector<std::function<void()>> parts = verb == "model" ? models()
-                                                     : verb == "row" ? rows(name)
-                                                     : verb == "op"  ? ops(name)
-                                                                     : ladder(name);
+    const std::vector<std::function<void()>> parts = verb == "model"   ? models()
+                                                     : verb == "row"   ? rows(name)
+                                                     : verb == "op"    ? ops(name)
+                                                     : verb == "mixer" ? mixers(name)
+                                                                       : ladder(name);
     app_.checked();
     RunFolder* folder = config_.out.dir.empty() ? nullptr : &app_.start_run(config_);
     Progress progress("bench", int64_t(parts.size()), "parts");
@@ -149,8 +164,11 @@ class Bench {
     progress.finish();
     const std::string device = app_.device().is_cuda() ? device_name() : "cpu";
     app_.print(device + "\n" + to_text(table_of(lines_)));
+    for (const MixerSweep& sweep : sweeps_)
+      app_.print(sweep.pass() + "\n" + to_text(crossover_table(sweep, lines_)));
     if (folder != nullptr) {
       HtmlReport report("Speed", device);
+      for (const MixerSweep& sweep : sweeps_) mixer_report(report, sweep, lines_);
       report.table(table_of(lines_));
       report.write(folder->path() / "report.html");
     }
@@ -249,6 +267,44 @@ class Bench {
     }};
   }
 
+  Parts mixers(const std::string& name) {
+    ModelConfig model = config_.model;
+    if (model.name.empty() && model.checkpoint.empty()) model.name = "deit_small_patch16_224";
+    const VitShape shape = make_model(model)->shape();
+    std::vector<std::string> wanted = config_.bench.mixers;
+    if (name != "all") wanted.insert(wanted.begin(), name);
+    if (name == "all" && wanted.empty())
+      for (const MixerEntry& entry : mixer_table()) wanted.emplace_back(entry.name);
+    MixerSweep sweep{.dim = shape.dim, .heads = shape.heads, .mlp_hidden = shape.mlp_hidden()};
+    sweep.mixers = {"attention", "identity"};
+    for (const std::string& mixer : wanted)
+      if (std::find(sweep.mixers.begin(), sweep.mixers.end(), mixer) == sweep.mixers.end())
+        sweep.mixers.push_back(mixer);
+    sweep.tokens = config_.bench.tokens;
+    std::sort(sweep.tokens.begin(), sweep.tokens.end());
+    sweep.batches = config_.bench.batch;
+    if (sweep.batches.empty())
+      sweep.batches = app_.device().is_cuda() ? std::vector<int64_t>{1, 16, 256} : std::vector<int64_t>{1, 8};
+    sweep.dtype = compute_dtype_of(config_.precision);
+    sweep.device = app_.device();
+    sweep.cell_s = config_.bench.cell_s;
+    check_sweep(sweep);
+    for (const std::string& mode : config_.bench.mode) {
+      OCCAM_CHECK(mode == "infer" || mode == "train", ErrorKind::usage,
+                  "bench mixer: bench.mode is infer or train, not {}", mode);
+      sweep.backward = mode == "train";
+      sweeps_.push_back(sweep);
+    }
+    Parts parts;
+    for (const MixerSweep& one : sweeps_)
+      for (const std::string& mixer : one.mixers)
+        for (int64_t batch : one.batches)
+          parts.push_back([this, &one, mixer, batch] {
+            run_mixer_cells(one, mixer, batch, [this](const Json& line) { keep(line); });
+          });
+    return parts;
+  }
+
   void agree() {
     ModelConfig model = config_.model;
     if (config_.bench.tiny) {
@@ -272,6 +328,7 @@ class Bench {
   App& app_;
   Config& config_;
   TimingOptions timing_;
+  std::vector<MixerSweep> sweeps_;  // mixer: one a mode
   std::vector<Json> lines_;
 };
 
@@ -289,8 +346,11 @@ int main(int argc, char** argv) {
   info.examples = {
       "bench model model.name=deit_small_patch16_224 bench.mode=train bench.batch=256 precision=bf16",
       "bench model model.checkpoint=runs/d/students/bilstm-1-2.safetensors bench.mode=infer",
-      "bench op layer_norm", "bench ladder softmax", "bench row train_S_256 --json"};
-  info.verbs = {"model", "op", "ladder", "row", "agree"};
+      "bench op layer_norm",
+      "bench mixer bilstm bench.batch=[1,256] out.dir=runs/mixers",
+      "bench ladder softmax",
+      "bench row train_S_256 --json"};
+  info.verbs = {"model", "op", "mixer", "ladder", "row", "agree"};
   info.operand = "NAME";
   info.run_folder = false;
   return run_app<Config>(argc, argv, info, [](App& app, Config& config) { Bench(app, config).run(); });
