@@ -1,0 +1,64 @@
+#pragma once
+// The scan behind plain types. Head i of h reads group i / (h / g) of q and k.
+#include <cstdint>
+
+#include "core/half.h"
+
+namespace occam::kernels {
+
+struct ScanShape {
+  int64_t b = 0, t = 0, g = 0, h = 0, n = 0, p = 0;
+  bool merge = false;
+  OCCAM_HD int64_t outputs() const { return merge ? 1 : 2; }  // e
+};
+
+/// [b, t, direction, head or group, width] with the last axis contiguous.
+template <class T>
+struct ScanView {
+  const T* data = nullptr;
+  int64_t b = 0, t = 0, r = 0, h = 0;  // strides in elements
+};
+
+/// T: storage of q, k, v, y; A: of everything else (f32 for f32 and bf16).
+template <class T, class A>
+struct MatrixScanForward {
+  ScanShape s;
+  ScanView<T> q, k, v;
+  const A* log_decay = nullptr;  // [b,t,2,h]
+  const A* scale = nullptr;      // [b,t,2,h] or null
+  const A* skip = nullptr;       // [2,h] or null
+  const A* floor = nullptr;      // [b,t,e,h] or null
+  T* y = nullptr;                // [b,t,h,e,p]
+  A* den = nullptr;              // [b,t,e,h]; null without floor
+};
+
+/// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p], the others as above; all are written.
+template <class T, class A>
+struct MatrixScanBackward {
+  ScanShape s;
+  ScanView<T> q, k, v;
+  const A *log_decay = nullptr, *scale = nullptr, *skip = nullptr, *floor = nullptr, *den = nullptr;
+  const T *y = nullptr, *gy = nullptr;
+  T *gq = nullptr, *gk = nullptr, *gv = nullptr;
+  A* glog_decay = nullptr;
+  A* gscale = nullptr;  // null without scale
+  A* gskip = nullptr;   // [b,2,h], to be summed over b; null without skip
+  A* gfloor = nullptr;  // null without floor
+};
+
+template <class T>
+void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a);
+template <class T>
+void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a);
+
+/// Can the device's shared memory hold two states of n x p?
+bool matrix_scan_fits(const ScanShape& s, bool normed);
+/// Floats of scratch memory for the calls below.
+int64_t matrix_scan_fwd_scratch(const ScanShape& s, bool normed);
+int64_t matrix_scan_bwd_scratch(const ScanShape& s, bool normed);
+template <class T>
+void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void* stream);
+template <class T>
+void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void* stream);
+
+}  // namespace occam::kernels

@@ -1,0 +1,191 @@
+#include <cmath>
+
+#include "ops/activation/op.h"
+#include "ops/concat/op.h"
+#include "ops/elementwise/op.h"
+#include "ops/matmul/op.h"
+#include "ops/matrix_scan/op.h"
+#include "ops/reduce/op.h"
+#include "ops/slice/op.h"
+#include "ops/spec.h"
+#include "ops/view/op.h"
+
+namespace {
+using namespace occam::spec;
+using occam::Shape;
+using occam::Tensor;
+
+std::vector<Tensor> call(const std::vector<Tensor>& in, bool merge) {
+  return {occam::matrix_scan(in[0], in[1], in[2], in[3],
+                             {.scale = in[4], .skip = in[5], .floor = in[6], .merge = merge})};
+}
+
+/// The step form.
+Arrays naive(const Arrays& in, bool merge) {
+  const Array &q = in[0], &k = in[1], &v = in[2], &decay = in[3], &scale = in[4], &skip = in[5],
+              &floor = in[6];
+  int64_t b = q.size(0), t = q.size(1), g = q.size(3), n = q.size(4), h = v.size(3), p = v.size(4);
+  int64_t e = merge ? 1 : 2;
+  Array num({b, t, h, e, p}), den({b, t, e, h}), skipped({b, t, h, e, p});
+  for (int64_t i = 0; i < b; ++i)
+    for (int64_t r = 0; r < 2; ++r)
+      for (int64_t head = 0; head < h; ++head) {
+        int64_t group = head / (h / g), out = merge ? 0 : r;
+        std::vector<double> s(size_t(n * p), 0.0), z(size_t(n), 0.0);
+        for (int64_t step = 0; step < t; ++step) {
+          int64_t token = r == 0 ? step : t - 1 - step;
+          double u = scale.absent() ? 1 : scale(i, token, r, head);
+          double keep = std::exp(decay(i, token, r, head));
+          bool reads_before = merge && r == 1;
+          for (double& x : s) x *= keep;
+          for (double& x : z) x *= keep;
+          auto read = [&] {
+            for (int64_t a = 0; a < n; ++a) {
+              den(i, token, out, head) += q(i, token, r, group, a) * z[size_t(a)];
+              for (int64_t c = 0; c < p; ++c)
+                num(i, token, head, out, c) += q(i, token, r, group, a) * s[size_t(a * p + c)];
+            }
+          };
+          if (reads_before) read();
+          for (int64_t a = 0; a < n; ++a) {
+            z[size_t(a)] += u * k(i, token, r, group, a);
+            for (int64_t c = 0; c < p; ++c)
+              s[size_t(a * p + c)] += u * k(i, token, r, group, a) * v(i, token, r, head, c);
+          }
+          if (!reads_before) read();
+          if (!skip.absent())
+            for (int64_t c = 0; c < p; ++c)
+              skipped(i, token, head, out, c) += skip(r, head) * v(i, token, r, head, c);
+        }
+      }
+  for (size_t i = 0; i < num.v.size(); ++i) num.v[i] += skipped.v[i];
+  if (!floor.absent())
+    for (int64_t i = 0; i < b; ++i)
+      for (int64_t token = 0; token < t; ++token)
+        for (int64_t out = 0; out < e; ++out)
+          for (int64_t head = 0; head < h; ++head)
+            for (int64_t c = 0; c < p; ++c)
+              num(i, token, head, out, c) /=
+                  std::max(std::abs(den(i, token, out, head)), floor(i, token, out, head));
+  return {num};
+}
+
+/// The matrix form from plain ops: num = (exp(sums of log_decay) o mask o u o Q K^T) V.
+std::vector<Tensor> by_matrix(const std::vector<Tensor>& in, bool merge) {
+  int64_t b = in[0].size(0), t = in[0].size(1), g = in[0].size(3), h = in[2].size(3), p = in[2].size(4);
+  auto at = [&](const Tensor& x, int64_t r, int64_t head) {  // [b,t,2,h,...] -> [b,t,...]
+    Tensor one = occam::slice(occam::slice(x, 2, r, 1), 3, head, 1);
+    return x.rank() == 5 ? occam::reshape(one, {b, t, x.size(4)}) : occam::reshape(one, {b, t});
+  };
+  std::vector<Tensor> by_head;
+  for (int64_t head = 0; head < h; ++head) {
+    std::vector<Tensor> outputs;
+    Tensor num, den;
+    for (int64_t r = 0; r < 2; ++r) {
+      std::vector<double> within(size_t(t * t * t), 0.0), mask(size_t(t * t), 0.0);
+      for (int64_t i = 0; i < t; ++i)
+        for (int64_t j = 0; j < t; ++j) {
+          bool before = r == 0 ? j < i : j > i;
+          mask[size_t(i * t + j)] = before || (i == j && !(merge && r == 1));
+          for (int64_t m = 0; m < t && before; ++m)
+            within[size_t((m * t + i) * t + j)] = r == 0 ? j < m && m <= i : i <= m && m < j;
+        }
+      auto constant = [&](const std::vector<double>& v, const Shape& s) {
+        return occam::raw::to(occam::from_vector(v, s), in[0].dtype());
+      };
+      Tensor sums =
+          occam::reshape(occam::matmul(at(in[3], r, head), constant(within, {t, t * t})), {b, t, t});
+      Tensor weights = occam::exp(sums) * constant(mask, {t, t}) *
+                       occam::matmul(at(in[0], r, head / (h / g)), at(in[1], r, head / (h / g)), false, true);
+      if (in[4]) weights = weights * occam::reshape(at(in[4], r, head), {b, 1, t});
+      Tensor v = at(in[2], r, head), y = occam::matmul(weights, v);
+      if (in[5])
+        y = y + v * occam::reshape(occam::slice(occam::slice(in[5], 0, r, 1), 1, head, 1), {1, 1, 1});
+      Tensor sum = occam::sum(weights, {2}, true);
+      bool adds = merge && r == 1;
+      num = adds ? num + y : y, den = adds ? den + sum : sum;
+      if (merge && r == 0) continue;
+      if (in[6]) {
+        Tensor floor = occam::slice(occam::slice(in[6], 2, merge ? 0 : r, 1), 3, head, 1);
+        floor = occam::reshape(floor, {b, t, 1});
+        Tensor size = occam::relu(den) + occam::relu(den * -1.0);
+        num = num / (floor + occam::relu(size - floor));
+      }
+      outputs.push_back(occam::reshape(num, {b, t, 1, 1, p}));
+    }
+    by_head.push_back(occam::concat(outputs, 3));
+  }
+  return {occam::concat(by_head, 2)};
+}
+}  // namespace
+
+OP_SPEC(matrix_scan) {
+  struct Sizes {
+    int64_t b, t, g, h, n, p;
+  };
+  struct With {
+    bool scale = false, skip = false, floor = false, merge = false;
+    double least = -1;  // of log_decay
+  };
+  auto add = [&](const char* name, Sizes s, With w) -> Sample& {
+    Shape keys{s.b, s.t, 2, s.g, s.n}, gates{s.b, s.t, 2, s.h};
+    double width = 1 / std::sqrt(double(s.n));
+    // A denominator that is a sum of positive weights: its error is relative, and no kink is near.
+    Input q = w.floor ? uniform(keys, 0.2, 1) : randn(keys, width);
+    Input k = w.floor ? uniform(keys, 0.2, 1) : randn(keys);
+    int64_t e = w.merge ? 1 : 2;
+    bool merge = w.merge;
+    // A product over n, one over t, and the sum of up to t decays before its exp, whose error is absolute: of
+    // size |sum|, where e^-x x <= 0.4 bounds what is left of it. A decay's gradient sums t^2 weights, each of
+    // which is a dot product over p; the suite lengthens sums by outputs over inputs itself.
+    // bf16: y is rounded; on tensor cores also the scores, the weights, and on the way back both again.
+    return spec
+        .sample(
+            name,
+            {q, k, randn({s.b, s.t, 2, s.h, s.p}), uniform(gates, w.least, 0),
+             w.scale ? uniform(gates, 0.1, 1) : absent(), w.skip ? randn({2, s.h}) : absent(),
+             w.floor ? uniform({s.b, s.t, e, s.h}, 0.5, 3) : absent()},
+            [merge](const std::vector<Tensor>& in) { return call(in, merge); },
+            [merge](const Arrays& in) { return naive(in, merge); })
+        .sum_length(double(s.n + s.t + s.p))
+        .same_as([merge](const std::vector<Tensor>& in) { return by_matrix(in, merge); });
+  };
+  add("1x1x1x1x1x1", {1, 1, 1, 1, 1, 1}, {}).small();
+  add("2x5x1x2x3x4", {2, 5, 1, 2, 3, 4}, {.scale = true, .skip = true}).small();
+  add("2x5x2x2x3x4-merged", {2, 5, 2, 2, 3, 4}, {.merge = true}).small();
+  add("1x6x1x3x2x3-normed", {1, 6, 1, 3, 2, 3}, {.scale = true, .floor = true}).small();
+  add("2x4x2x4x3x2-merged-normed", {2, 4, 2, 4, 3, 2}, {.floor = true, .merge = true}).small();
+  // One chunk, just past it, two and a rest; strong decay, where only neighbours are left.
+  add("1x16x1x1x16x16", {1, 16, 1, 1, 16, 16}, {.scale = true});
+  add("1x65x1x2x8x8", {1, 65, 1, 2, 8, 8}, {.scale = true, .skip = true});
+  add("1x70x2x2x16x64-merged", {1, 70, 2, 2, 16, 64}, {.merge = true, .least = -0.1});
+  add("1x20x1x1x4x4-strong", {1, 20, 1, 1, 4, 4}, {.scale = true, .least = -40});
+  auto large = [&](const char* name, Sizes s, With w) -> Sample& {
+    Sample& sample = add(name, s, w);
+    sample.composite = nullptr;  // its masks are t^3
+    return sample;
+  };
+  large("1x133x1x3x128x64", {1, 133, 1, 3, 128, 64}, {.scale = true, .skip = true});
+  large("1x197x2x2x64x64-normed", {1, 197, 2, 2, 64, 64}, {.scale = true, .floor = true, .least = -0.2});
+  large("1x300x1x2x64x64-merged-normed", {1, 300, 1, 2, 64, 64},
+        {.floor = true, .merge = true, .least = -0.1});
+  large("no-images", {0, 4, 1, 2, 3, 2}, {.scale = true, .skip = true});
+  large("no-tokens", {2, 0, 1, 2, 3, 2}, {.floor = true});
+  auto bad = [](Shape keys, Shape values, bool skip, Shape floor) {
+    return [=] {
+      Shape gates{values[0], values[1], 2, values[3]};
+      occam::MatrixScanOptions options;
+      if (skip) options.skip = occam::zeros({2, values[3]});
+      if (floor.rank() > 0) options.floor = occam::ones(floor);
+      occam::matrix_scan(occam::zeros(keys), occam::zeros(keys), occam::zeros(values), occam::zeros(gates),
+                         options);
+    };
+  };
+  spec.bad("groups", bad({1, 2, 2, 2, 4}, {1, 2, 2, 3, 4}, false, {}),
+           "matrix_scan: 3 heads of width 4 cannot share 2 groups of width 4");
+  spec.bad("directions", bad({1, 2, 1, 1, 4}, {1, 2, 2, 1, 4}, false, {}), "axis 2 is the direction");
+  spec.bad("floor", bad({1, 2, 2, 1, 4}, {1, 2, 2, 1, 4}, false, {1, 2, 1, 1}),
+           "matrix_scan: floor [1,2,1,1] has 1 outputs where there are 2");
+  spec.bad("skip", bad({1, 2, 2, 1, 4}, {1, 2, 2, 1, 4}, true, {1, 2, 2, 1}),
+           "matrix_scan: a skip connection goes round no normaliser");
+}

@@ -1,0 +1,37 @@
+#pragma once
+#include <cstdint>
+
+namespace occam::kernels {
+
+inline constexpr int64_t kMostTaps = 8;
+
+struct ShortConvShape {
+  int64_t b = 0, t = 0, c = 0, taps = 0;
+};
+
+/// x has strides (b, t, direction) in elements and a contiguous last axis; y and gradients are packed.
+template <class T>
+struct ShortConvForward {
+  ShortConvShape s;
+  const T* x = nullptr;
+  int64_t stride_b = 0, stride_t = 0, stride_r = 0;
+  const T *w = nullptr, *bias = nullptr;
+  T* y = nullptr;
+};
+template <class T>
+struct ShortConvBackward {
+  ShortConvForward<T> forward;  // y: null
+  const T* gy = nullptr;
+  T* gx = nullptr;
+  /// [parts, 2, c, taps + 1]: gradients of w and, behind them, of bias, to be summed over the parts.
+  float* partial = nullptr;
+};
+
+/// How many parts the backward kernel makes of (image, stretch of tokens).
+int64_t short_conv_parts(const ShortConvShape& s);
+template <class T>
+void short_conv_fwd(const ShortConvForward<T>& a, void* stream);
+template <class T>
+void short_conv_bwd(const ShortConvBackward<T>& a, void* stream);
+
+}  // namespace occam::kernels

@@ -1,0 +1,185 @@
+#include "ops/short_conv/op.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "core/vmath.h"
+#include "ops/op.h"
+#include "ops/reduce/op.h"
+#include "ops/short_conv/kernel.h"
+
+namespace occam {
+namespace {
+
+/// One (image, direction) with taps as rows of c, so that loops over channels vectorise.
+template <class T>
+struct Lane {
+  kernels::ShortConvForward<T> a;
+  int64_t image = 0, direction = 0;
+  std::vector<T> taps;  // [taps, c]
+
+  Lane(const kernels::ShortConvForward<T>& args, int64_t lane)
+      : a(args), image(lane / 2), direction(lane % 2), taps(size_t(a.s.taps * a.s.c)) {
+    for (int64_t i = 0; i < a.s.taps; ++i)
+      for (int64_t c = 0; c < a.s.c; ++c)
+        taps[size_t(i * a.s.c + c)] = a.w[(direction * a.s.c + c) * a.s.taps + i];
+  }
+  int64_t token(int64_t step) const { return direction == 0 ? step : a.s.t - 1 - step; }
+  const T* x(int64_t step) const {
+    return a.x + image * a.stride_b + token(step) * a.stride_t + direction * a.stride_r;
+  }
+  int64_t packed(int64_t step) const { return ((image * a.s.t + token(step)) * 2 + direction) * a.s.c; }
+  /// The step that tap i of `step` reads; negative before the sequence.
+  int64_t source(int64_t step, int64_t i) const { return step - (a.s.taps - 1) + i; }
+  /// bias + sum of taps.
+  void sum(int64_t step, T* to) const {
+    std::copy_n(a.bias + direction * a.s.c, a.s.c, to);
+    for (int64_t i = std::max<int64_t>(0, a.s.taps - 1 - step); i < a.s.taps; ++i)
+      add_product(taps.data() + i * a.s.c, x(source(step, i)), to, a.s.c);
+  }
+  OCCAM_VECTORIZED static void add_product(const T* p, const T* q, T* to, int64_t c) {
+    for (int64_t j = 0; j < c; ++j) to[j] += p[j] * q[j];
+  }
+};
+
+template <class T>
+OCCAM_VECTORIZED void silu_rows(const T* x, T* y, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) y[i] = x[i] * sigmoid_of(x[i]);
+}
+template <class T>
+OCCAM_VECTORIZED void silu_slope_rows(const T* x, T* g, const T* gy, int64_t count) {
+  for (int64_t i = 0; i < count; ++i) {
+    T s = sigmoid_of(x[i]);
+    g[i] = gy[i] * s * (1 + x[i] * (1 - s));
+  }
+}
+
+template <class T>
+void forward_cpu(const kernels::ShortConvForward<T>& a) {
+#pragma omp parallel for if (a.s.b * a.s.t * a.s.c > 8192)
+  for (int64_t n = 0; n < a.s.b * 2; ++n) {
+    Lane<T> lane(a, n);
+    std::vector<T> sum(size_t(a.s.c));
+    for (int64_t step = 0; step < a.s.t; ++step) {
+      lane.sum(step, sum.data());
+      silu_rows(sum.data(), a.y + lane.packed(step), a.s.c);
+    }
+  }
+}
+
+/// partial [b,2,c,taps+1].
+template <class T>
+void backward_cpu(const kernels::ShortConvForward<T>& a, const T* gy, T* gx, T* partial) {
+#pragma omp parallel for if (a.s.b * a.s.t * a.s.c > 8192)
+  for (int64_t n = 0; n < a.s.b * 2; ++n) {
+    Lane<T> lane(a, n);
+    const size_t c = size_t(a.s.c);
+    std::vector<T> sum(c), g(c), gw(size_t(a.s.taps + 1) * c, T(0)), ones(c, T(1));
+    for (int64_t step = 0; step < a.s.t; ++step) std::fill_n(gx + lane.packed(step), a.s.c, T(0));
+    for (int64_t step = 0; step < a.s.t; ++step) {
+      lane.sum(step, sum.data());
+      silu_slope_rows(sum.data(), g.data(), gy + lane.packed(step), a.s.c);
+      for (int64_t i = std::max<int64_t>(0, a.s.taps - 1 - step); i < a.s.taps; ++i) {
+        const int64_t from = lane.source(step, i);
+        Lane<T>::add_product(lane.taps.data() + i * a.s.c, g.data(), gx + lane.packed(from), a.s.c);
+        Lane<T>::add_product(lane.x(from), g.data(), gw.data() + i * a.s.c, a.s.c);
+      }
+      Lane<T>::add_product(ones.data(), g.data(), gw.data() + a.s.taps * a.s.c, a.s.c);
+    }
+    for (int64_t i = 0; i <= a.s.taps; ++i)
+      for (int64_t j = 0; j < a.s.c; ++j)
+        partial[(n * a.s.c + j) * (a.s.taps + 1) + i] = gw[size_t(i * a.s.c + j)];
+  }
+}
+
+struct ShortConvOp {
+  struct Attrs {};
+  static constexpr OpInfo info{.name = "short_conv",
+                               .contract = "x: b t 2 c, w: 2 c k, bias: 2 c -> b t 2 c",
+                               .layout = Layout::strided,
+                               .hint = "axis 2 of x is the direction"};
+
+  template <class T>
+  static kernels::ShortConvForward<T> arguments(const Tensor& x, const Tensor& w, const Tensor& bias) {
+    return {{x.size(0), x.size(1), x.size(3), w.size(2)},
+            x.data<T>(),
+            x.strides()[0],
+            x.strides()[1],
+            x.strides()[2],
+            w.data<T>(),
+            bias.data<T>()};
+  }
+
+  static Outs forward(Ctx& c, In in, const Attrs&) {
+    OCCAM_CHECK(in[1].size(2) > 0 && in[1].size(2) <= kernels::kMostTaps, ErrorKind::shape,
+                "short_conv: w {} has {} taps, where 1 to {} are supported", in[1].shape().str(),
+                in[1].size(2), kernels::kMostTaps);
+    Tensor x = in[0].strides()[3] == 1 ? in[0] : raw::contiguous(in[0]), w = raw::contiguous(in[1]),
+           bias = raw::contiguous(in[2]), y = empty(x.shape(), options_of(x));
+    if (y.numel() == 0) {
+    } else if (x.is_cuda()) {
+      dispatch_cuda(x.dtype(), [&]<class T>() {
+        auto a = arguments<T>(x, w, bias);
+        a.y = y.data<T>();
+        OCCAM_ON_CUDA(kernels::short_conv_fwd(a, current_stream(x.device()).handle));
+      });
+    } else {
+      dispatch_float(x.dtype(), [&]<class T>() {
+        auto a = arguments<T>(x, w, bias);
+        a.y = y.data<T>();
+        forward_cpu(a);
+      });
+    }
+    c.save({x, w, bias});
+    return {y};
+  }
+
+  static Grads backward(Ctx& c, GradsOut gy_given) {
+    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), gy = raw::contiguous(gy_given[0]);
+    const int64_t channels = x.size(3), taps = w.size(2);
+    Tensor gx = empty(x.shape(), options_of(x)), partial;
+    if (gx.numel() == 0) {
+      partial = zeros({1, 2, channels, taps + 1}, {DType::f32, x.device()});
+    } else if (x.is_cuda()) {
+      dispatch_cuda(x.dtype(), [&]<class T>() {
+        OCCAM_ON_CUDA({
+          kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias), gy.data<T>(), gx.data<T>()};
+          if (c.needs(1) || c.needs(2)) {
+            partial = empty({kernels::short_conv_parts(a.forward.s), 2, channels, taps + 1},
+                            {DType::f32, x.device()});
+            a.partial = partial.data<float>();
+          }
+          kernels::short_conv_bwd(a, current_stream(x.device()).handle);
+        });
+      });
+    } else {
+      partial = empty({x.size(0), 2, channels, taps + 1}, options_of(x));
+      dispatch_float(x.dtype(), [&]<class T>() {
+        backward_cpu(arguments<T>(x, w, bias), gy.data<T>(), gx.data<T>(), partial.data<T>());
+      });
+    }
+    Grads grads{c.needs(0) ? gx : Tensor(), {}, {}};
+    if (c.needs(1) || c.needs(2)) {
+      Tensor sum =
+          raw::reshape(raw::sum_to_shape(partial, {1, 2, channels, taps + 1}), {2, channels, taps + 1});
+      if (c.needs(1)) grads[1] = raw::contiguous(raw::slice(sum, 2, 0, taps));
+      if (c.needs(2)) grads[2] = raw::contiguous(raw::select(sum, 2, taps));
+    }
+    return grads;
+  }
+
+  static Cost cost(Shapes in, DType dtype, const Attrs&) {
+    double n = double(in[0].numel());
+    return {n * (2 * double(in[1][2]) + 10), (2 * n + double(in[1].numel())) * double(size_of(dtype))};
+  }
+};
+
+}  // namespace
+
+Tensor short_conv(const Tensor& x, const Tensor& w, const Tensor& bias) {
+  return apply<ShortConvOp>({x, w, bias})[0];
+}
+
+OCCAM_REGISTER(short_conv, ShortConvOp);
+
+}  // namespace occam

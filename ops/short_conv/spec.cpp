@@ -1,0 +1,87 @@
+#include "ops/short_conv/op.h"
+
+#include <cmath>
+
+#include "ops/activation/op.h"
+#include "ops/concat/op.h"
+#include "ops/elementwise/op.h"
+#include "ops/slice/op.h"
+#include "ops/spec.h"
+#include "ops/view/op.h"
+
+namespace {
+using namespace occam::spec;
+using occam::Tensor;
+
+Arrays naive(const Arrays& in) {
+  const Array &x = in[0], &w = in[1], &bias = in[2];
+  Array y(x.shape);
+  int64_t t = x.size(1), k = w.size(2);
+  for (int64_t b = 0; b < x.size(0); ++b)
+    for (int64_t token = 0; token < t; ++token)
+      for (int64_t r = 0; r < 2; ++r)
+        for (int64_t c = 0; c < x.size(3); ++c) {
+          double sum = bias(r, c);
+          for (int64_t i = 0; i < k; ++i) {
+            int64_t from = r == 0 ? token - (k - 1) + i : token + (k - 1) - i;
+            if (from >= 0 && from < t) sum += w(r, c, i) * x(b, from, r, c);
+          }
+          y(b, token, r, c) = sum / (1 + std::exp(-sum));
+        }
+  return {y};
+}
+
+/// Sums of shifted copies.
+std::vector<Tensor> by_shifts(const std::vector<Tensor>& in) {
+  const Tensor &x = in[0], &w = in[1];
+  int64_t b = x.size(0), t = x.size(1), c = x.size(3), k = w.size(2);
+  std::vector<Tensor> directions;
+  for (int64_t r = 0; r < 2; ++r) {
+    Tensor of = occam::slice(x, 2, r, 1), none = occam::zeros({b, k - 1, 1, c}, occam::options_of(x));
+    Tensor padded = k == 1 ? of : r == 0 ? occam::concat({none, of}, 1) : occam::concat({of, none}, 1);
+    Tensor sum = occam::reshape(occam::slice(in[2], 0, r, 1), {1, 1, 1, c});
+    for (int64_t i = 0; i < k; ++i) {
+      Tensor tap = occam::reshape(occam::slice(occam::slice(w, 0, r, 1), 2, i, 1), {1, 1, 1, c});
+      sum = sum + tap * occam::slice(padded, 1, r == 0 ? i : k - 1 - i, t);
+    }
+    directions.push_back(occam::silu(sum));
+  }
+  return {occam::concat(directions, 2)};
+}
+}  // namespace
+
+OP_SPEC(short_conv) {
+  auto add = [&](const char* name, int64_t b, int64_t t, int64_t c, int64_t k) -> Sample& {
+    // A gradient of w sums b t products; its terms are of size 1 and cancel.
+    return spec
+        .sample(
+            name, {randn({b, t, 2, c}), randn({2, c, k}, 0.5), randn({2, c})},
+            [](const std::vector<Tensor>& in) { return std::vector{occam::short_conv(in[0], in[1], in[2])}; },
+            naive)
+        .sum_length(double(k + b * t))
+        .cancelling_terms(1, 1)
+        .same_as(by_shifts);
+  };
+  add("2x5x3x4", 2, 5, 3, 4).small();
+  add("1x1x1x1", 1, 1, 1, 1).small();
+  add("1x2x4x4-shorter-than-the-kernel", 1, 2, 4, 4).small();
+  add("2x9x6x7", 2, 9, 6, 7).small();
+  // Several stretches with halos between them, an odd number of channels, more channels than a block's.
+  add("3x70x5x4", 3, 70, 5, 4);
+  add("1x40x300x3", 1, 40, 300, 3);
+  add("1x35x2x8", 1, 35, 2, 8);
+  Sample& none = add("no-tokens", 2, 0, 3, 4);
+  none.composite = nullptr;
+  spec.bad(
+      "taps",
+      [] {
+        occam::short_conv(occam::zeros({1, 2, 2, 3}), occam::zeros({2, 3, 9}), occam::zeros({2, 3}));
+      },
+      "short_conv: w [2,3,9] has 9 taps, where 1 to 8 are supported");
+  spec.bad(
+      "channels",
+      [] {
+        occam::short_conv(occam::zeros({1, 2, 2, 3}), occam::zeros({2, 4, 3}), occam::zeros({2, 4}));
+      },
+      "short_conv: axis `c` is 3");
+}
