@@ -1,0 +1,124 @@
+#include <cmath>
+
+#include "nn/mixers/skeleton.h"
+#include "nn/plan.h"
+#include "ops/matrix_scan/op.h"
+#include "ops/rms_norm/op.h"
+#include "ops/scan_gates/op.h"
+#include "ops/short_conv/op.h"
+#include "ops/slice/op.h"
+#include "ops/view/op.h"
+
+namespace occam {
+
+namespace {
+
+constexpr int64_t kChunk = 64;  // tokens that are taken at once: the scan's dependent steps
+
+struct Options {
+  int64_t state = 128, conv = 4;
+  ScanOptions scan;
+
+  template <class V>
+  void visit(V& v) {
+    v("state", state, "rows of each head's state in each direction", Range{1, 65536});
+    v("conv", conv, "taps of the convolution before the scan", Range{1, 8});
+    scan.visit(v);
+  }
+};
+
+/// `of` of a uniform number in [0, 1).
+Init of_uniform(double (*of)(double)) {
+  return [of](const Tensor& t, uint64_t key) {
+    init::uniform(0.5)(t, key);
+    float* p = t.data<float>();
+    for (int64_t i = 0; i < t.numel(); ++i) p[i] = float(of(double(p[i]) + 0.5));
+  };
+}
+/// The bias whose softplus is log-uniform in [0.001, 0.1].
+double step_bias(double u) {
+  const double step = 0.001 * std::pow(100, u);
+  return step + std::log(-std::expm1(-step));
+}
+double rate_log(double u) { return std::log(1 + 15 * u); }
+
+/// `ssm`: two state space layers, one a direction, with all heads of each.
+class StateSpace : public Module {
+ public:
+  StateSpace(const MixerShape& s, const Options& o)
+      : shape_(s),
+        state_(o.state),
+        in_proj_(s.dim, 2 * wide(), bare_linear(s.dim)),
+        dt_proj_(s.dim, 2 * s.heads, bare_linear(s.dim)),
+        conv_weight_(param("conv_weight", {2, mixed(), o.conv}, init::fan_in_uniform(o.conv))),
+        conv_bias_(param("conv_bias", {2, mixed()}, init::fan_in_uniform(o.conv))),
+        dt_bias_(param("dt_bias", {2, s.heads}, of_uniform(step_bias))),
+        a_log_(param("a_log", {2, s.heads}, of_uniform(rate_log))),
+        skip_(param("skip", {2, s.heads}, init::ones())),
+        norm_weight_(param("norm_weight", {2, s.heads, s.head_dim()}, init::ones())) {
+    sub("in_proj", in_proj_);
+    sub("dt_proj", dt_proj_);
+  }
+  const char* kind() const override { return "StateSpace"; }
+  Shape plan(const Shape& x, Plan& plan) const override {
+    const int64_t rows = x[0] * x[1];
+    plan.run(in_proj_, {x[0], x[1], shape_.dim});
+    plan.run(dt_proj_, {x[0], x[1], shape_.dim});
+    plan.add_macs(rows * (conv_weight_.numel() + 4 * state_ * shape_.dim));
+    return x.with(-1, 2 * shape_.head_dim());
+  }
+
+ protected:
+  /// x [b,t,h,w] -> [b,t,h,2w].
+  Tensor forward(const Tensor& x) override {
+    const int64_t b = x.size(0), t = x.size(1), d = shape_.dim, h = shape_.heads, w = shape_.head_dim();
+    Tensor tokens = reshape(x, {b, t, d});
+    Tensor zxbc = reshape(in_proj_(tokens), {b, t, 2, wide()});
+    Tensor z = reshape(slice(zxbc, 3, 0, d), {b, t, 2, h, w});
+    Tensor xbc = short_conv(slice(zxbc, 3, d, mixed()), conv_weight_.value(), conv_bias_.value());
+    auto part = [&](int64_t start, int64_t heads, int64_t width) {
+      return reshape(slice(xbc, 3, start, heads * width), {b, t, 2, heads, width});
+    };
+    SoftplusGates gates =
+        softplus_gates(reshape(dt_proj_(tokens), {b, t, 2, h}), dt_bias_.value(), a_log_.value());
+    Tensor y = matrix_scan(part(d + state_, 1, state_), part(d, 1, state_), part(0, h, w), gates.log_decay,
+                           {.scale = gates.scale, .skip = skip_.value()});
+    return reshape(rms_norm(y, norm_weight_.value(), z), {b, t, h, 2 * w});
+  }
+
+ private:
+  static LinearOptions bare_linear(int64_t fan_in) {
+    return {.bias = false, .weight = init::fan_in_uniform(fan_in)};
+  }
+  int64_t mixed() const { return shape_.dim + 2 * state_; }  // x, B, C
+  int64_t wide() const { return shape_.dim + mixed(); }      // z before them
+
+  MixerShape shape_;
+  int64_t state_;
+  Linear in_proj_, dt_proj_;
+  Parameter &conv_weight_, &conv_bias_, &dt_bias_, &a_log_, &skip_, &norm_weight_;
+};
+
+constexpr SkeletonParts kParts{.pre = false, .head_bias = false};
+
+std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
+  const Options options = read_options<Options>("mamba2", given);
+  return std::make_unique<SkeletonMixer>(
+      "Mamba2", s, MixerCore{"ssm", std::make_unique<StateSpace>(s, options), 2 * s.head_dim()}, options.scan,
+      kParts);
+}
+
+MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
+  const Options o = read_options<Options>("mamba2", given);
+  const int64_t d = s.dim, mixed = d + 2 * o.state, in = d * (d + mixed + s.heads);
+  const MixerLedger core{2 * (in + mixed * (o.conv + 1) + 3 * s.heads + d),
+                         2 * t * (in + mixed * o.conv + 2 * d * o.state), (t + kChunk - 1) / kChunk};
+  return skeleton_ledger(s, t, core, 2 * s.head_dim(), kParts);
+}
+
+}  // namespace
+
+OCCAM_REGISTER_MIXER(mamba2, {"mamba2", "a selective state space with matrix states in both directions", make,
+                              ledger, MixerKnob{"state", 8, 8}});
+
+}  // namespace occam

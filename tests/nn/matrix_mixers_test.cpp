@@ -1,0 +1,162 @@
+// Mixers with decaying matrix states against their recurrences in f64, a token and a head at a time.
+#include <gtest/gtest.h>
+
+#include <cmath>
+#include <map>
+
+#include "core/grad_mode.h"
+#include "nn/mixers/mixer.h"
+#include "nn/vit/model.h"
+#include "tests/nn/rule.h"
+
+namespace occam {
+namespace {
+
+using Vector = std::vector<double>;
+
+double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
+double silu(double x) { return x * sigmoid(x); }
+double softplus(double x) { return std::log1p(std::exp(x)); }
+
+/// A mixer filled by rule, its parameters in f64, and an input [1, t, c].
+struct Golden {
+  MixerShape shape;
+  int64_t t, d, h, w;
+  std::unique_ptr<TokenMixer> mixer;
+  std::map<std::string, Vector> values;
+  Tensor x;
+  Vector input;
+
+  Golden(const char* name, const MixerShape& s, int64_t tokens, const MixerOptions& options)
+      : shape(s), t(tokens), d(s.dim), h(s.heads), w(s.head_dim()), mixer(make_mixer(name, s, options)) {
+    rule::fill(*mixer, name);
+    for (auto& [path, p] : mixer->named_parameters()) values[path] = p->master().to_vector<double>();
+    x = rule::tensor(std::string(name) + "/x", {1, t, d}, 0, 1.5);
+    input = x.to_vector<double>();
+  }
+  /// weight [rows, width] times `from` plus bias (empty: none).
+  Vector linear(const Vector& weight, const Vector& bias, const double* from, int64_t width) const {
+    Vector y(weight.size() / size_t(width), 0.0);
+    for (size_t i = 0; i < y.size(); ++i) {
+      y[i] = bias.empty() ? 0 : bias[i];
+      for (int64_t j = 0; j < width; ++j) y[i] += weight[i * size_t(width) + size_t(j)] * from[j];
+    }
+    return y;
+  }
+  const Vector& of(const std::string& path) const {
+    static const Vector none;
+    auto found = values.find(path);
+    return found == values.end() ? none : found->second;
+  }
+  /// v [t, h, k]: head_proj of each head, then compared with the tap; f32 sums of some hundred terms of
+  /// size 1.
+  void expect_heads(const Vector& v, int64_t k) {
+    const Vector &weight = of("head_proj.weight"), &bias = of("head_proj.bias");
+    NoGrad no_grad;
+    const auto got = mixer->heads(x).to_vector<double>();
+    ASSERT_EQ(int64_t(got.size()), t * d);
+    for (int64_t n = 0; n < t; ++n)
+      for (int64_t head = 0; head < h; ++head)
+        for (int64_t i = 0; i < w; ++i) {
+          double y = bias.empty() ? 0 : bias[size_t(head * w + i)];
+          for (int64_t j = 0; j < k; ++j)
+            y += weight[size_t((head * w + i) * k + j)] * v[size_t((n * h + head) * k + j)];
+          ASSERT_NEAR(got[size_t((n * h + head) * w + i)], y, 2e-5 * (1 + std::abs(y)))
+              << "token " << n << " head " << head << " channel " << i;
+        }
+  }
+};
+
+TEST(Mamba2, PublishedLedger) {
+  struct Row {
+    MixerShape shape;
+    int64_t params, tokens;
+    double giga;  // multiply-adds, three digits after the point
+  };
+  const MixerShape tiny{192, 3}, small{384, 6}, base{768, 12};
+  for (const Row& r :
+       {Row{tiny, 313426, 197, 0.081}, Row{tiny, 313426, 768, 0.315}, Row{small, 995236, 197, 0.234},
+        Row{base, 3471688, 197, 0.761}, Row{base, 3471688, 577, 2.227}, Row{base, 3471688, 1025, 3.957}}) {
+    const MixerLedger ledger = find_mixer("mamba2").ledger(r.shape, r.tokens, {});
+    EXPECT_EQ(ledger.params, r.params);
+    EXPECT_DOUBLE_EQ(std::round(double(ledger.macs) / 1e6) / 1e3, r.giga);
+  }
+  for (auto [name, millions] : {std::pair{"deit_tiny_patch16_224", 7.70},
+                                {"deit_small_patch16_224", 26.90},
+                                {"deit_base_patch16_224", 99.88}}) {
+    VisionTransformer model(vit_shape(name));
+    for (int64_t i = 0; i < 12; ++i) model.replace_mixer(i, {"mamba2", {}});
+    EXPECT_DOUBLE_EQ(std::round(double(model.parameter_count()) / 1e4) / 100, millions);
+  }
+}
+
+TEST(Mamba2, EqualsItsRecurrence) {
+  const int64_t state = 5, taps = 3;
+  Golden g("mamba2", {12, 3}, 7, {{"state", "5"}, {"conv", "3"}});
+  const int64_t d = g.d, mixed = d + 2 * state, wide = d + mixed;
+  Vector v(size_t(g.t * 2 * d), 0.0);
+  for (int64_t r = 0; r < 2; ++r) {
+    auto at = [&](int64_t step) { return r == 0 ? step : g.t - 1 - step; };
+    std::vector<Vector> projected;
+    for (int64_t step = 0; step < g.t; ++step) {
+      Vector all = g.linear(g.of("ssm.in_proj.weight"), {}, g.input.data() + at(step) * d, d);
+      projected.emplace_back(all.begin() + r * wide, all.begin() + (r + 1) * wide);
+    }
+    std::vector<double> states(size_t(d * state), 0.0);  // by channel of x
+    for (int64_t step = 0; step < g.t; ++step) {
+      Vector xbc;
+      for (int64_t c = 0; c < mixed; ++c) {
+        double sum = g.of("ssm.conv_bias")[size_t(r * mixed + c)];
+        for (int64_t i = 0; i < taps; ++i)
+          if (int64_t from = step - (taps - 1) + i; from >= 0)
+            sum += g.of("ssm.conv_weight")[size_t((r * mixed + c) * taps + i)] *
+                   projected[size_t(from)][size_t(d + c)];
+        xbc.push_back(silu(sum));
+      }
+      const Vector steps = g.linear(g.of("ssm.dt_proj.weight"), {}, g.input.data() + at(step) * d, d);
+      Vector y;
+      double squares = 0;
+      for (int64_t c = 0; c < d; ++c) {
+        const size_t head = size_t(r * g.h + c / g.w);
+        const double dt = softplus(steps[head] + g.of("ssm.dt_bias")[head]);
+        double sum = g.of("ssm.skip")[head] * xbc[size_t(c)];
+        for (int64_t n = 0; n < state; ++n) {
+          double& s = states[size_t(c * state + n)];
+          s = std::exp(-dt * std::exp(g.of("ssm.a_log")[head])) * s +
+              dt * xbc[size_t(d + n)] * xbc[size_t(c)];
+          sum += xbc[size_t(d + state + n)] * s;
+        }
+        y.push_back(sum * silu(projected[size_t(step)][size_t(c)]));
+        squares += y.back() * y.back() / double(d);
+      }
+      for (int64_t c = 0; c < d; ++c)
+        v[size_t((at(step) * g.h + c / g.w) * 2 * g.w + r * g.w + c % g.w)] =
+            y[size_t(c)] / std::sqrt(squares + 1e-5) * g.of("ssm.norm_weight")[size_t(r * d + c)];
+    }
+  }
+  g.expect_heads(v, 2 * g.w);
+}
+
+TEST(Mamba2, NewStepsAndRates) {
+  auto mixer = make_mixer("mamba2", {192, 96});
+  initialize(*mixer, 3);
+  for (auto& [path, p] : mixer->named_parameters()) {
+    const auto values = p->master().to_vector<double>();
+    const auto [least, most] = std::minmax_element(values.begin(), values.end());
+    if (path == "ssm.dt_bias") {
+      EXPECT_GE(softplus(*least), 0.000999);
+      EXPECT_LE(softplus(*most), 0.1001);
+      EXPECT_LT(softplus(*least), 0.0015);
+      EXPECT_GT(softplus(*most), 0.07);
+    }
+    if (path == "ssm.a_log") {
+      EXPECT_GE(std::exp(*least), 1);
+      EXPECT_LE(std::exp(*most), 16.001);
+      EXPECT_LT(std::exp(*least), 2);
+      EXPECT_GT(std::exp(*most), 15);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace occam
