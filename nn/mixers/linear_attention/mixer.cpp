@@ -5,7 +5,6 @@
 #include "ops/activation/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/matrix_scan/op.h"
-#include "ops/rms_norm/op.h"
 #include "ops/scan_gates/op.h"
 #include "ops/slice/op.h"
 #include "ops/view/op.h"
@@ -13,8 +12,6 @@
 namespace occam {
 
 namespace {
-
-constexpr double kLeastSum = 0.01;  // below which a row of weights is not brought to sum 1
 
 struct Options {
   int64_t key = 0;
@@ -24,17 +21,15 @@ struct Options {
   template <class V>
   void visit(V& v) {
     v("key", key, kKeyHelp, Range{0, 65536});
-    v("feature", feature,
-      "of queries and keys: elu + 1 or relu, with weights that sum to 1; none: products as they are, and a "
-      "norm "
-      "behind",
+    v("feature", feature, "of queries and keys: elu + 1, relu, or none: products as they are",
       Choices{"elu", "relu", "none"});
     v("gate", gate, "none, or a decay by distance that each token chooses for each head and direction",
       Choices{"none", "decay"});
     scan.visit(v);
   }
   int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
-  bool normed() const { return feature == "none"; }
+  /// Rows of weights that sum to less are left as they are. Signed weights may sum to anything.
+  double floor() const { return feature == "none" ? 1 : 0.01; }
   bool gated() const { return gate == "decay"; }
 };
 
@@ -44,6 +39,7 @@ class FeatureProducts : public Module {
   FeatureProducts(const MixerShape& s, const Options& o)
       : n_(o.key_of(s)),
         macs_(scan_macs(s, 1, n_)),
+        floor_(o.floor()),
         feature_(o.feature),
         qkv_(s.heads, s.head_dim(), 2 * n_ + s.head_dim(), false) {
     sub("qkv", qkv_);
@@ -53,7 +49,6 @@ class FeatureProducts : public Module {
       gate_bias_ = &param("gate_bias", {2, s.heads}, new_step_bias());
       a_log_ = &param("a_log", {2, s.heads}, new_rate_log());
     }
-    if (o.normed()) norm_weight_ = &param("norm_weight", {s.heads, 1, s.head_dim()}, init::ones());
   }
   const char* kind() const override { return "FeatureProducts"; }
   Shape plan(const Shape& x, Plan& plan) const override {
@@ -75,11 +70,9 @@ class FeatureProducts : public Module {
     else
       keys = keys * std::pow(double(n_), -0.25);
     const TensorOptions wide{x.dtype() == DType::f64 ? DType::f64 : DType::f32, x.device()};
-    MatrixScanOptions scan{.merge = true};
-    if (norm_weight_ == nullptr) scan.floor = full({b, t, 1, h}, kLeastSum, wide);
     Tensor y = matrix_scan(for_both(slice(keys, 3, 0, n_)), for_both(slice(keys, 3, n_, n_)), for_both(v),
-                           gate_ ? decay(x) : zeros({b, t, 2, h}, wide), scan);
-    if (norm_weight_ != nullptr) y = rms_norm(reshape(y, {b, t, 1, h, w}), norm_weight_->value());
+                           gate_ ? decay(x) : zeros({b, t, 2, h}, wide),
+                           {.floor = full({b, t, 1, h}, floor_, wide), .merge = true});
     return reshape(y, {b, t, h, w});
   }
 
@@ -90,10 +83,11 @@ class FeatureProducts : public Module {
   }
 
   int64_t n_, macs_;
+  double floor_;
   std::string feature_;
   GroupedLinear qkv_;
   std::unique_ptr<GroupedLinear> gate_;
-  Parameter *gate_bias_ = nullptr, *a_log_ = nullptr, *norm_weight_ = nullptr;
+  Parameter *gate_bias_ = nullptr, *a_log_ = nullptr;
 };
 
 std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
@@ -107,7 +101,7 @@ MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
   const Options o = read_options<Options>("linear_attention", given);
   const int64_t n = o.key_of(s), gate = o.gated() ? 2 * s.dim : 0,
                 weights = s.dim * (2 * n + s.head_dim()) + gate;
-  const int64_t params = weights + (o.gated() ? 4 * s.heads : 0) + (o.normed() ? s.dim : 0);
+  const int64_t params = weights + (o.gated() ? 4 * s.heads : 0);
   return skeleton_ledger(s, t, {params, t * weights + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
 }
 

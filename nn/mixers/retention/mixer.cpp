@@ -4,7 +4,6 @@
 #include "nn/plan.h"
 #include "ops/elementwise/op.h"
 #include "ops/matrix_scan/op.h"
-#include "ops/rms_norm/op.h"
 #include "ops/view/op.h"
 
 namespace occam {
@@ -27,10 +26,7 @@ struct Options {
 class Retain : public Module {
  public:
   Retain(const MixerShape& s, int64_t n)
-      : n_(n),
-        macs_(scan_macs(s, 1, n)),
-        qkv_(s.heads, s.head_dim(), 2 * n + s.head_dim(), false),
-        norm_weight_(param("norm_weight", {s.heads, 1, s.head_dim()}, init::ones())) {
+      : n_(n), macs_(scan_macs(s, 1, n)), qkv_(s.heads, s.head_dim(), 2 * n + s.head_dim(), false) {
     sub("qkv", qkv_);
     std::vector<float> logs;
     for (int64_t i = 0; i < s.heads; ++i) {
@@ -52,14 +48,14 @@ class Retain : public Module {
     auto [q, k, v] = split_qkv(qkv_(x), n_);
     if (log_decay_.device() != x.device()) log_decay_ = raw::to(log_decay_, x.device());
     Tensor y = matrix_scan(for_both(q * std::pow(double(n_), -0.5)), for_both(k), for_both(v),
-                           raw::expand(log_decay_, {b, t, 2, h}), {.merge = true});
-    return reshape(rms_norm(reshape(y, {b, t, 1, h, w}), norm_weight_.value()), {b, t, h, w});
+                           raw::expand(log_decay_, {b, t, 2, h}),
+                           {.floor = full({b, t, 1, h}, 1, options_of(log_decay_)), .merge = true});
+    return reshape(y, {b, t, h, w});
   }
 
  private:
   int64_t n_, macs_;
   GroupedLinear qkv_;
-  Parameter& norm_weight_;
   Tensor log_decay_;  // [1,1,1,h]
 };
 
@@ -71,7 +67,7 @@ std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given)
 
 MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
   const int64_t n = read_options<Options>("retention", given).key_of(s), qkv = s.dim * (2 * n + s.head_dim());
-  return skeleton_ledger(s, t, {qkv + s.dim, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
+  return skeleton_ledger(s, t, {qkv, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
 }
 
 }  // namespace
