@@ -109,7 +109,8 @@ Table table_of(const std::vector<Json>& lines) {
     auto differs = [&](const Json& line) { return line.contains(column.key); };
     // What a line is, is told by its row, op or step where it has one.
     const bool said = std::string_view(column.key) == "what" && !lines.empty() &&
-                      (lines[0].contains("row") || lines[0].contains("op") || lines[0].contains("step"));
+                      (lines[0].contains("row") || lines[0].contains("op") || lines[0].contains("step") ||
+                       lines[0].contains("mixer"));
     if (!said && std::any_of(lines.begin(), lines.end(), differs)) used.push_back(column);
   }
   Table table;

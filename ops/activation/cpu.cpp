@@ -20,6 +20,7 @@ inline T value(T x) {
   if constexpr (F == Activation::relu) return x < 0 ? T(0) : x;
   if constexpr (F == Activation::exp) return exp_of(x);
   if constexpr (F == Activation::log) return std::log(x);
+  if constexpr (F == Activation::elu_plus_one) return x > 0 ? x + 1 : exp_of(x);
 }
 
 template <Activation F, class T>
@@ -45,6 +46,7 @@ inline T slope(T x) {
   if constexpr (F == Activation::relu) return x > 0 ? T(1) : T(0);
   if constexpr (F == Activation::exp) return exp_of(x);
   if constexpr (F == Activation::log) return 1 / x;
+  if constexpr (F == Activation::elu_plus_one) return x > 0 ? T(1) : exp_of(x);
 }
 
 // One loop a function and precision, named so that the compiler makes a version for each instruction set.
@@ -56,7 +58,8 @@ inline T slope(T x) {
     for (int64_t i = 0; i < n; ++i) gx[i] = gy[i] * slope<Activation::F>(x[i]); \
   }
 #define OCCAM_EACH_ACTIVATION(M, T) \
-  M(gelu, T) M(gelu_tanh, T) M(silu, T) M(sigmoid, T) M(tanh, T) M(relu, T) M(exp, T) M(log, T)
+  M(gelu, T)                        \
+  M(gelu_tanh, T) M(silu, T) M(sigmoid, T) M(tanh, T) M(relu, T) M(exp, T) M(log, T) M(elu_plus_one, T)
 OCCAM_EACH_ACTIVATION(OCCAM_ACTIVATION_LOOPS, float)
 OCCAM_EACH_ACTIVATION(OCCAM_ACTIVATION_LOOPS, double)
 

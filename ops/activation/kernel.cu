@@ -27,8 +27,10 @@ __device__ __forceinline__ float value(float x) {
     return x < 0 ? 0.0f : x;
   else if constexpr (F == Activation::exp)
     return exp_(x);
-  else
+  else if constexpr (F == Activation::log)
     return log_(x);
+  else
+    return x > 0 ? x + 1 : exp_(x);
 }
 
 template <Activation F>
@@ -47,8 +49,10 @@ __device__ __forceinline__ float slope(float x) {
     return x > 0 ? 1.0f : 0.0f;
   else if constexpr (F == Activation::exp)
     return exp_(x);
-  else
+  else if constexpr (F == Activation::log)
     return 1 / x;
+  else
+    return x > 0 ? 1.0f : exp_(x);
 }
 
 /// Packs of 16 bytes, then the tail; `Backward` multiplies the slope with gy.
@@ -99,6 +103,8 @@ void choose(Activation f, const T* x, const T* gy, T* out, int64_t count, void* 
       return launch<T, Activation::exp, Backward>(x, gy, out, count, stream);
     case Activation::log:
       return launch<T, Activation::log, Backward>(x, gy, out, count, stream);
+    case Activation::elu_plus_one:
+      return launch<T, Activation::elu_plus_one, Backward>(x, gy, out, count, stream);
   }
 }
 

@@ -3,7 +3,7 @@
 
 namespace occam::kernels {
 
-enum class Activation : uint8_t { gelu, gelu_tanh, silu, sigmoid, tanh, relu, exp, log };
+enum class Activation : uint8_t { gelu, gelu_tanh, silu, sigmoid, tanh, relu, exp, log, elu_plus_one };
 
 /// y = f(x); x and y may be the same memory.
 template <class T>

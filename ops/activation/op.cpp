@@ -9,7 +9,8 @@ namespace {
 using kernels::Activation;
 
 constexpr const char* name_of(Activation f) {
-  constexpr const char* names[] = {"gelu", "gelu_tanh", "silu", "sigmoid", "tanh", "relu", "exp", "log"};
+  constexpr const char* names[] = {"gelu", "gelu_tanh", "silu", "sigmoid",     "tanh",
+                                   "relu", "exp",       "log",  "elu_plus_one"};
   return names[size_t(f)];
 }
 
@@ -62,9 +63,11 @@ Tensor tanh(const Tensor& x) { return apply<Activate<Activation::tanh>>({x})[0];
 Tensor relu(const Tensor& x) { return apply<Activate<Activation::relu>>({x})[0]; }
 Tensor exp(const Tensor& x) { return apply<Activate<Activation::exp>>({x})[0]; }
 Tensor log(const Tensor& x) { return apply<Activate<Activation::log>>({x})[0]; }
+Tensor elu_plus_one(const Tensor& x) { return apply<Activate<Activation::elu_plus_one>>({x})[0]; }
 
 OCCAM_REGISTER(activation, Activate<Activation::gelu>, Activate<Activation::gelu_tanh>,
                Activate<Activation::silu>, Activate<Activation::sigmoid>, Activate<Activation::tanh>,
-               Activate<Activation::relu>, Activate<Activation::exp>, Activate<Activation::log>);
+               Activate<Activation::relu>, Activate<Activation::exp>, Activate<Activation::log>,
+               Activate<Activation::elu_plus_one>);
 
 }  // namespace occam

@@ -15,5 +15,8 @@ Tensor relu(const Tensor& x);
 Tensor exp(const Tensor& x);
 /// Natural logarithm.
 Tensor log(const Tensor& x);
+/// x + 1 for x > 0, else e^x: positive, for the features of linear attention (Katharopoulos et al., arXiv
+/// 2006.16236).
+Tensor elu_plus_one(const Tensor& x);
 
 }  // namespace occam

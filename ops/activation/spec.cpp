@@ -28,7 +28,8 @@ OP_SPEC(activation) {
       {"tanh", occam::tanh, [](double x) { return std::tanh(x); }},
       {"relu", occam::relu, [](double x) { return x > 0 ? x : 0; }},
       {"exp", occam::exp, [](double x) { return std::exp(x); }},
-      {"log", occam::log, [](double x) { return std::log(x); }}};
+      {"log", occam::log, [](double x) { return std::log(x); }},
+      {"elu_plus_one", occam::elu_plus_one, [](double x) { return x > 0 ? x + 1 : std::exp(x); }}};
   for (const Case& c : cases) {
     auto op = c.op;
     auto f = c.f;

@@ -45,6 +45,34 @@ void expect_model_times(const Json& line) {
 
 const Words kTiny{"bench.tiny=true"};
 
+TEST_F(Bench, SweepsMixersOverLengthsAndBatches) {
+  const Words model{"model.name=vit", "model.image_size=16", "model.patch=8",  "model.dim=16",
+                    "model.heads=2",  "model.depth=1",       "model.classes=3"};
+  const std::vector<Json> rows = lines(
+      Words{"mixer", "bilstm"} + model +
+      Words{"bench.tokens=[10,5]", "bench.batch=[1,3]", "bench.mode=[infer,train]", "bench.cell_s=0.05"});
+  ASSERT_EQ(rows.size(), 2u * 3 * 2 * 2);
+  std::set<std::string> seen;
+  for (const Json& row : rows) {
+    EXPECT_GT(row.at("ms").get<double>(), 0) << row;
+    EXPECT_NEAR(row.at("img_s").get<double>() * row.at("ms").get<double>(), 1e3 * row.at("B").get<double>(),
+                1e-6);
+    seen.insert(row.at("mixer").get<std::string>() + " " + std::to_string(row.at("tokens").get<int64_t>()) +
+                " " + std::to_string(row.at("B").get<int64_t>()) + " " + row.at("pass").get<std::string>());
+    if (row.at("mixer") == "bilstm") EXPECT_EQ(row.at("depth"), row.at("tokens"));
+    if (row.at("mixer") == "identity") EXPECT_EQ(row.at("params"), 0);
+  }
+  EXPECT_EQ(seen.size(), rows.size());
+  EXPECT_EQ(rows[0].at("mixer"), "attention");
+  EXPECT_EQ(rows[0].at("tokens"), 5) << "short ones first";
+
+  // A step that would take too long is named and left out, and longer ones after it.
+  for (const Json& row :
+       lines(Words{"mixer", "bilstm"} + model +
+             Words{"bench.tokens=[2305,4097]", "bench.mode=infer", "bench.batch=64", "bench.cell_s=0.01"}))
+    EXPECT_TRUE(row.contains("skipped") && !row.contains("ms")) << row;
+}
+
 TEST_F(Bench, GivesALineForEveryModeAndBatch) {
   const std::vector<Json> rows = lines(Words{"model"} + tiny_model() +
                                        Words{"model.classes=3", "bench.tiny=true", "bench.batch=[1,5]",

@@ -6,6 +6,7 @@
 
 #include "core/grad_mode.h"
 #include "nn/mixers/mixer.h"
+#include "nn/plan.h"
 #include "nn/vit/model.h"
 #include "tests/nn/rule.h"
 
@@ -155,6 +156,156 @@ TEST(Mamba2, NewStepsAndRates) {
       EXPECT_LT(std::exp(*least), 2);
       EXPECT_GT(std::exp(*most), 15);
     }
+  }
+}
+
+/// Of a mixer on the whole skeleton: pre's output by head, and q, k, v of a token and head.
+struct Qkv {
+  Golden& g;
+  std::string core;
+  int64_t n;
+  std::vector<Vector> u;  // by token [c]
+
+  Qkv(Golden& golden, std::string name, int64_t key) : g(golden), core(std::move(name)), n(key) {
+    for (int64_t t = 0; t < g.t; ++t)
+      u.push_back(g.linear(g.of("pre.weight"), g.of("pre.bias"), g.input.data() + t * g.d, g.d));
+  }
+  /// Rows of a grouped layer [h, out, w] applied to a token and head.
+  Vector layer(const std::string& path, int64_t t, int64_t head) const {
+    const Vector& all = g.of(core + "." + path + ".weight");
+    const size_t each = all.size() / size_t(g.h);
+    const Vector weight(all.begin() + head * int64_t(each), all.begin() + (head + 1) * int64_t(each));
+    const Vector& biases = g.of(core + "." + path + ".bias");
+    Vector bias;
+    if (!biases.empty())
+      bias.assign(biases.begin() + head * int64_t(biases.size()) / g.h,
+                  biases.begin() + (head + 1) * int64_t(biases.size()) / g.h);
+    return g.linear(weight, bias, u[size_t(t)].data() + head * g.w, g.w);
+  }
+  Vector part(int64_t t, int64_t head, int64_t start, int64_t length) const {
+    const Vector all = layer("qkv", t, head);
+    return Vector(all.begin() + start, all.begin() + start + length);
+  }
+  Vector q(int64_t t, int64_t head) const { return part(t, head, 0, n); }
+  Vector k(int64_t t, int64_t head) const { return part(t, head, n, n); }
+  Vector v(int64_t t, int64_t head) const { return part(t, head, 2 * n, g.w); }
+};
+
+double dot(const Vector& a, const Vector& b) {
+  double sum = 0;
+  for (size_t i = 0; i < a.size(); ++i) sum += a[i] * b[i];
+  return sum;
+}
+
+TEST(Retention, EqualsItsMatrix) {
+  Golden g("retention", {12, 3}, 9, {{"key", "6"}});
+  Qkv x(g, "retain", 6);
+  Vector out;
+  for (int64_t i = 0; i < g.t; ++i)
+    for (int64_t head = 0; head < g.h; ++head) {
+      const double gamma = 1 - std::pow(2.0, -5 - 2.0 * double(head));  // 2^-5 to 2^-9 over three heads
+      double sum = 0;
+      Vector y(size_t(g.w), 0.0);
+      for (int64_t j = 0; j < g.t; ++j) {
+        const double weight =
+            std::pow(gamma, double(std::abs(i - j))) * dot(x.q(i, head), x.k(j, head)) / std::sqrt(6);
+        sum += weight;
+        for (int64_t c = 0; c < g.w; ++c) y[size_t(c)] += weight * x.v(j, head)[size_t(c)];
+      }
+      for (double value : y) out.push_back(value / std::max(std::abs(sum), 1.0));
+    }
+  g.expect_heads(out, g.w);
+}
+
+TEST(LinearAttention, EqualsItsMatrix) {
+  for (const char* feature : {"elu", "relu", "none"})
+    for (const char* gate : {"none", "decay"}) {
+      SCOPED_TRACE(std::string(feature) + " " + gate);
+      Golden g("linear_attention", {12, 2}, 8, {{"feature", feature}, {"gate", gate}});
+      Qkv x(g, "linear", g.w);
+      auto map = [&](Vector values) {
+        for (double& e : values)
+          e = feature[0] == 'e' ? (e > 0 ? e + 1 : std::exp(e)) : feature[0] == 'r' ? std::max(e, 0.0) : e;
+        return values;
+      };
+      Vector out;
+      for (int64_t i = 0; i < g.t; ++i)
+        for (int64_t head = 0; head < g.h; ++head) {
+          Vector y(size_t(g.w), 0.0);
+          double sum = 0;
+          for (int64_t j = 0; j < g.t; ++j) {
+            double weight = dot(map(x.q(i, head)), map(x.k(j, head)));
+            if (feature[0] == 'n') weight /= std::sqrt(double(g.w));
+            // Decays between j and i, of the direction that leads from j to i; i's own included.
+            const size_t r = j <= i ? 0 : 1, which = r * size_t(g.h) + size_t(head);
+            for (int64_t m = i; m != j && gate[0] == 'd'; m += r == 0 ? -1 : 1)
+              weight *= std::exp(-std::exp(g.of("linear.a_log")[which]) *
+                                 softplus(x.layer("gate", m, head)[r] + g.of("linear.gate_bias")[which]));
+            sum += weight;
+            for (int64_t c = 0; c < g.w; ++c) y[size_t(c)] += weight * x.v(j, head)[size_t(c)];
+          }
+          for (double value : y)
+            out.push_back(value / std::max(std::abs(sum), feature[0] == 'n' ? 1.0 : 0.01));
+        }
+      g.expect_heads(out, g.w);
+    }
+}
+
+TEST(MLstm, EqualsItsRecurrence) {
+  Golden g("mlstm", {12, 3}, 9, {{"key", "5"}});
+  // Input gates up to e^6: the normaliser is above its floor for some tokens and below it for others.
+  for (auto& [path, p] : g.mixer->named_parameters())
+    if (path == "cell.gates.weight") p->set_values(rule::tensor("mlstm/gates", p->shape(), 0, 4));
+  for (auto& [path, p] : g.mixer->named_parameters()) g.values[path] = p->master().to_vector<double>();
+  Qkv x(g, "cell", 5);
+  Vector out(size_t(g.t * g.d * 2));
+  int above = 0, below = 0;
+  for (int64_t r = 0; r < 2; ++r)
+    for (int64_t head = 0; head < g.h; ++head) {
+      Vector memory(size_t(g.w * x.n), 0.0), sums(size_t(x.n), 0.0);
+      for (int64_t step = 0; step < g.t; ++step) {
+        const int64_t t = r == 0 ? step : g.t - 1 - step;
+        auto gate = [&](int64_t which) {
+          return x.layer("gates", t, head)[size_t(which * 2 + r)] +
+                 g.of("cell.gate_bias")[size_t((which * 2 + r) * g.h + head)];
+        };
+        const double i = std::exp(gate(0)), f = sigmoid(gate(1));
+        const Vector q = x.q(t, head), k = x.k(t, head), v = x.v(t, head), o = x.layer("output", t, head);
+        for (int64_t a = 0; a < x.n; ++a) {
+          const double key = i * k[size_t(a)] / std::sqrt(double(x.n));
+          sums[size_t(a)] = f * sums[size_t(a)] + key;
+          for (int64_t c = 0; c < g.w; ++c) {
+            double& m = memory[size_t(c * x.n + a)];
+            m = f * m + key * v[size_t(c)];
+          }
+        }
+        const double size = std::abs(dot(sums, q));
+        ++(size > 1 ? above : below);
+        for (int64_t c = 0; c < g.w; ++c) {
+          const Vector row(memory.begin() + c * x.n, memory.begin() + (c + 1) * x.n);
+          out[size_t((t * g.h + head) * 2 * g.w + r * g.w + c)] =
+              sigmoid(o[size_t(r * g.w + c)]) * dot(row, q) / std::max(size, 1.0);
+        }
+      }
+    }
+  EXPECT_GT(above, 5);
+  EXPECT_GT(below, 5);
+  g.expect_heads(out, 2 * g.w);
+}
+
+TEST(MatrixMixers, LedgerOfOptions) {
+  const MixerShape s{24, 2};
+  for (auto& [name, options] : std::vector<std::pair<const char*, MixerOptions>>{
+           {"mamba2", {{"state", "10"}, {"conv", "2"}}},
+           {"retention", {{"key", "5"}}},
+           {"mlstm", {{"key", "7"}}},
+           {"linear_attention", {{"key", "5"}, {"gate", "decay"}}},
+           {"linear_attention", {{"feature", "none"}}}}) {
+    const MixerLedger ledger = find_mixer(name).ledger(s, 70, options);
+    auto mixer = make_mixer(name, s, options);
+    EXPECT_EQ(mixer->parameter_count(), ledger.params) << name;
+    EXPECT_EQ(plan_of(*mixer, {1, 70, 24}).total().macs, ledger.macs) << name;
+    EXPECT_EQ(ledger.sequential_depth, 2) << name;
   }
 }
 

@@ -1,6 +1,4 @@
-#include <cmath>
-
-#include "nn/mixers/skeleton.h"
+#include "nn/mixers/matrix_core.h"
 #include "nn/plan.h"
 #include "ops/matrix_scan/op.h"
 #include "ops/rms_norm/op.h"
@@ -12,8 +10,6 @@
 namespace occam {
 
 namespace {
-
-constexpr int64_t kChunk = 64;  // tokens that are taken at once: the scan's dependent steps
 
 struct Options {
   int64_t state = 128, conv = 4;
@@ -27,21 +23,6 @@ struct Options {
   }
 };
 
-/// `of` of a uniform number in [0, 1).
-Init of_uniform(double (*of)(double)) {
-  return [of](const Tensor& t, uint64_t key) {
-    init::uniform(0.5)(t, key);
-    float* p = t.data<float>();
-    for (int64_t i = 0; i < t.numel(); ++i) p[i] = float(of(double(p[i]) + 0.5));
-  };
-}
-/// The bias whose softplus is log-uniform in [0.001, 0.1].
-double step_bias(double u) {
-  const double step = 0.001 * std::pow(100, u);
-  return step + std::log(-std::expm1(-step));
-}
-double rate_log(double u) { return std::log(1 + 15 * u); }
-
 /// `ssm`: two state space layers, one a direction, with all heads of each.
 class StateSpace : public Module {
  public:
@@ -52,8 +33,8 @@ class StateSpace : public Module {
         dt_proj_(s.dim, 2 * s.heads, bare_linear(s.dim)),
         conv_weight_(param("conv_weight", {2, mixed(), o.conv}, init::fan_in_uniform(o.conv))),
         conv_bias_(param("conv_bias", {2, mixed()}, init::fan_in_uniform(o.conv))),
-        dt_bias_(param("dt_bias", {2, s.heads}, of_uniform(step_bias))),
-        a_log_(param("a_log", {2, s.heads}, of_uniform(rate_log))),
+        dt_bias_(param("dt_bias", {2, s.heads}, new_step_bias())),
+        a_log_(param("a_log", {2, s.heads}, new_rate_log())),
         skip_(param("skip", {2, s.heads}, init::ones())),
         norm_weight_(param("norm_weight", {2, s.heads, s.head_dim()}, init::ones())) {
     sub("in_proj", in_proj_);
@@ -112,7 +93,7 @@ MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
   const Options o = read_options<Options>("mamba2", given);
   const int64_t d = s.dim, mixed = d + 2 * o.state, in = d * (d + mixed + s.heads);
   const MixerLedger core{2 * (in + mixed * (o.conv + 1) + 3 * s.heads + d),
-                         2 * t * (in + mixed * o.conv + 2 * d * o.state), (t + kChunk - 1) / kChunk};
+                         2 * t * (in + mixed * o.conv + 2 * d * o.state), scan_depth(t)};
   return skeleton_ledger(s, t, core, 2 * s.head_dim(), kParts);
 }
 

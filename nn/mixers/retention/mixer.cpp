@@ -1,0 +1,78 @@
+#include <cmath>
+
+#include "nn/mixers/matrix_core.h"
+#include "nn/plan.h"
+#include "ops/elementwise/op.h"
+#include "ops/matrix_scan/op.h"
+#include "ops/view/op.h"
+
+namespace occam {
+
+namespace {
+
+struct Options {
+  int64_t key = 0;
+  ScanOptions scan;
+
+  template <class V>
+  void visit(V& v) {
+    v("key", key, kKeyHelp, Range{0, 65536});
+    scan.visit(v);
+  }
+  int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
+};
+
+/// `retain`: fixed decays, one for each head, in both directions at once.
+class Retain : public Module {
+ public:
+  Retain(const MixerShape& s, int64_t n)
+      : n_(n), macs_(scan_macs(s, 1, n)), qkv_(s.heads, s.head_dim(), 2 * n + s.head_dim(), false) {
+    sub("qkv", qkv_);
+    std::vector<float> logs;
+    for (int64_t i = 0; i < s.heads; ++i) {
+      const double part = s.heads > 1 ? double(i) / double(s.heads - 1) : 0;
+      logs.push_back(float(std::log1p(-std::pow(2.0, -5 - 4 * part))));
+    }
+    log_decay_ = from_vector(logs, {1, 1, 1, s.heads});
+  }
+  const char* kind() const override { return "Retain"; }
+  Shape plan(const Shape& x, Plan& plan) const override {
+    plan.run(qkv_, x);
+    plan.add_macs(x[0] * x[1] * macs_);
+    return x;
+  }
+
+ protected:
+  Tensor forward(const Tensor& x) override {
+    const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
+    auto [q, k, v] = split_qkv(qkv_(x), n_);
+    if (log_decay_.device() != x.device()) log_decay_ = raw::to(log_decay_, x.device());
+    Tensor y = matrix_scan(for_both(q * std::pow(double(n_), -0.5)), for_both(k), for_both(v),
+                           raw::expand(log_decay_, {b, t, 2, h}),
+                           {.floor = full({b, t, 1, h}, 1, options_of(log_decay_)), .merge = true});
+    return reshape(y, {b, t, h, w});
+  }
+
+ private:
+  int64_t n_, macs_;
+  GroupedLinear qkv_;
+  Tensor log_decay_;  // [1,1,1,h]
+};
+
+std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
+  const Options o = read_options<Options>("retention", given);
+  return std::make_unique<SkeletonMixer>(
+      "Retention", s, MixerCore{"retain", std::make_unique<Retain>(s, o.key_of(s)), s.head_dim()}, o.scan);
+}
+
+MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
+  const int64_t n = read_options<Options>("retention", given).key_of(s), qkv = s.dim * (2 * n + s.head_dim());
+  return skeleton_ledger(s, t, {qkv, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
+}
+
+}  // namespace
+
+OCCAM_REGISTER_MIXER(retention, {"retention", "linear attention with a fixed decay of each head by distance",
+                                 make, ledger, MixerKnob{"key", 8, 8}});
+
+}  // namespace occam
