@@ -1,6 +1,6 @@
 #pragma once
-// What a cell makes of its parts in a step: h' = a h + b, and the gradients of the parts. kFast: approximate
-// exponentials and reciprocals (2 ulp), beside bf16 storage.
+// What a cell makes of its parts p in a step: step() moves the state on and returns a, backward() gives a and
+// the gradients g of the parts. kFast: the device's approximations, beside bf16 storage.
 #include "core/cuda/math.cuh"
 #include "core/cuda/mma.cuh"
 
@@ -34,6 +34,12 @@ template <bool kFast>
 __device__ __forceinline__ float exp_minus(float v) {
   return exp_of<kFast>(fminf(-v, 80.0f));
 }
+/// g = max(v + 1/2, s(v)), and s from the device's tanh: within 2.5e-4, an eighth of bf16's rounding of 1.
+__device__ __forceinline__ float value_fast(float v) {
+  float t;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(t) : "f"(0.5f * v));
+  return fmaxf(v + 0.5f, 0.5f * t + 0.5f);
+}
 /// g from `small` = e^-|v| and `r` = 1 / (1 + small).
 __device__ __forceinline__ float value_of(float v, float small, float r) {
   return v >= 0 ? v + 0.5f : small * r;
@@ -42,8 +48,9 @@ __device__ __forceinline__ float value_of(float v, float small, float r) {
 struct PlainCell {
   static constexpr int kParts = 2;
   template <bool kFast>
-  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
-    a = p[0], b = p[1];
+  static __device__ __forceinline__ float step(const float (&p)[3], float& h) {
+    h = p[0] * h + p[1];
+    return p[0];
   }
   template <bool kFast>
   static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
@@ -64,10 +71,14 @@ struct MinGruCell {
     slope = p[1] >= 0 ? 1.0f : value * r;  // s (1 - s), and 1 - s(v) = 1 / (1 + e^v)
   }
   template <bool kFast>
-  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
+  static __device__ __forceinline__ float step(const float (&p)[3], float& h) {
     float fresh, value, slope;
-    gates<kFast>(p, fresh, value, slope);
-    a = 1 - fresh, b = fresh * value;
+    if constexpr (kFast)  // an infinite exponential is as good as any
+      fresh = reciprocal_fast(1 + exp_of<true>(-p[0])), value = value_fast(p[1]);
+    else
+      gates<false>(p, fresh, value, slope);
+    h += fresh * (value - h);
+    return 1 - fresh;
   }
   template <bool kFast>
   static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
@@ -94,10 +105,16 @@ struct MinLstmCell {
     slope = p[2] >= 0 ? 1.0f : value * r;
   }
   template <bool kFast>
-  static __device__ __forceinline__ void forward(const float (&p)[3], float& a, float& b) {
+  static __device__ __forceinline__ float step(const float (&p)[3], float& h) {
     float f, i, sum, value, slope;
-    gates<kFast>(p, f, i, sum, value, slope);
-    a = i * sum, b = f * sum * value;
+    if constexpr (kFast) {
+      f = 1 + exp_minus<true>(p[0]), i = 1 + exp_minus<true>(p[1]);
+      sum = reciprocal_fast(f + i), value = value_fast(p[2]);
+    } else {
+      gates<false>(p, f, i, sum, value, slope);
+    }
+    h += f * sum * (value - h);
+    return i * sum;
   }
   /// da/df = a (1 - a) (1 - s(f)), da/di = -a (1 - a) (1 - s(i)); 1 - s(f) = (F - 1) / F.
   template <bool kFast>

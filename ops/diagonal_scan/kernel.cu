@@ -88,12 +88,10 @@ __global__ void __launch_bounds__(kThreads)
       if (p + n < at.last) {
 #pragma unroll
         for (int j = 0; j < kV; ++j) {
-          float v[3], keep, add;
+          float v[3];
 #pragma unroll
           for (int i = 0; i < Cell::kParts; ++i) v[i] = to_acc(in[n][i].v[j]) + bias[i][j];
-          Cell::template forward<kFast>(v, keep, add);
-          h[j] = keep * h[j] + add;
-          product[j] *= keep;
+          product[j] *= Cell::template step<kFast>(v, h[j]);
         }
         if (!sums_only) store(a.y + (at.row + (p + n) * at.row_step) * a.s.w + at.channel, h);
       }

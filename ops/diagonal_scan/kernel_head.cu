@@ -26,50 +26,72 @@ __device__ __forceinline__ uint32_t transposed(uint32_t x) {
   return y;
 }
 
-struct Unit {
-  int64_t image, segment, first, length;  // positions [first, first + length) of the image; length 0: none
-};
-__device__ __forceinline__ Unit unit_of(int64_t u, const ScanShape& s, const Segments& segments) {
-  Unit unit{u / segments.count, u % segments.count, 0, 0};
-  unit.first = unit.segment * segments.length;
-  if (unit.image < s.b) unit.length = min(segments.length, s.t - unit.first);
-  return unit;
+/// d = a b + c: the first product of a sum takes the bias as it lies in registers.
+__device__ __forceinline__ void mma_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
+                                         const float (&c)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
+      "{%10,%10,%11,%11};"
+      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]));
 }
 
-/// kTiles: products, of two positions each, whose gates are in registers together.
-template <class Cell, int kTiles, int kBlocks>
+/// Unit u is a segment of an image: positions [first, first + length), length 0 when there is no such unit.
+struct Unit {
+  int64_t image, first;
+  int segment, length;
+};
+
+/// kTiles: products, of two positions each, whose gates are in registers together. kSums: only what segments
+/// leave for each other is computed, not y.
+template <class Cell, int kTiles, int kBlocks, bool kSums>
 __global__ void __launch_bounds__(kThreads, kBlocks)
-    head_scan_fwd_mma(HeadScan a, Segments segments, SegmentSums sums, bool sums_only) {
+    head_scan_fwd_mma(HeadScan a, Segments segments, SegmentSums sums) {
   extern __shared__ __align__(128) uint8_t stages[];
   constexpr int kParts = Cell::kParts;
-  const int64_t direction = blockIdx.x % 2, head = blockIdx.x / 2 % a.s.h, group = blockIdx.x / 2 / a.s.h;
   const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
+  const unsigned heads = unsigned(a.s.h), count = unsigned(segments.count);
+  const unsigned group = blockIdx.x / (2 * heads), place = blockIdx.x - group * 2 * heads;
+  const int direction = int(place % 2), head = int(place / 2);
   const int64_t row_step =
       direction == 0 ? a.s.h * kWidth : -a.s.h * kWidth;  // of x from position to position
+  // Offset in x of a position of an image.
+  auto x_at = [&](const Unit& unit, int64_t position) {
+    return ((unit.image * a.s.t + (direction == 0 ? 0 : a.s.t - 1)) * a.s.h + head) * kWidth +
+           position * row_step;
+  };
 
-  // What the thread copies: 16 bytes of one position of each unit.
-  const int copy_position = int(threadIdx.x) / 8, copy_unit16 = int(threadIdx.x) % 8;
+  // The block's units one after another; the thread's own two are picked on the way: `mine` in the scan,
+  // `out` when it stores. It copies 16 bytes of one position of each unit.
+  const int copy_position = int(threadIdx.x) / 8, copy_bytes16 = int(threadIdx.x) % 8;
   const bf16* from[kUnits];
   int left[kUnits];  // positions of the unit from copy_position on
-  int64_t longest = 0;
+  Unit unit{int64_t(group * kUnits / count), 0, int(group * kUnits % count), 0}, mine, out;
+  int longest = 0;
 #pragma unroll
   for (int u = 0; u < kUnits; ++u) {
-    const Unit unit = unit_of(group * kUnits + u, a.s, segments);
-    const int64_t position = unit.first + copy_position;
-    const int64_t token = direction == 0 ? position : a.s.t - 1 - position;
-    from[u] = a.x + ((unit.image * a.s.t + token) * a.s.h + head) * kWidth + copy_unit16 * 8;
-    left[u] = int(unit.length) - copy_position;
+    unit.first = unit.segment * segments.length;
+    unit.length = unit.image < a.s.b ? int(min(segments.length, a.s.t - unit.first)) : 0;
+    if (lane % 4 == u) mine = unit;
+    if (lane / 8 == u) out = unit;
+    from[u] = a.x + x_at(unit, unit.first + copy_position) + copy_bytes16 * 8;
+    left[u] = unit.length - copy_position;
     longest = max(longest, unit.length);
+    if (++unit.segment == int(count)) unit.segment = 0, ++unit.image;
   }
-  const int steps = int((longest + kPositions - 1) / kPositions);
+  const int steps = (longest + kPositions - 1) / kPositions;
+  // Stages are asked for one after another.
+  uint8_t* const copied = stages + copy_position * 128 +
+                          ((copy_bytes16 ^ copy_position % 2) << 4);  // of unit 0, whose key is 0 or 1
   auto copy_stage = [&](int step) {
-    uint8_t* stage = stages + step % kStages * kStageBytes;
+    uint8_t* to = copied + step % kStages * kStageBytes;
 #pragma unroll
     for (int u = 0; u < kUnits; ++u) {
-      const bool valid = left[u] > step * kPositions;
-      const int key = 2 * u + copy_position % 2;
-      copy_async16(stage + (u * kPositions + copy_position) * 128 + ((copy_unit16 ^ key) << 4),
-                   valid ? from[u] + int64_t(step) * kPositions * row_step : a.x, valid);
+      // Key 2 u + parity: the difference to unit 0's is 2 u in bits that parity does not touch.
+      uint8_t* place16 = reinterpret_cast<uint8_t*>(reinterpret_cast<uintptr_t>(to) ^ (2 * u << 4));
+      copy_async16(place16 + u * kPositions * 128, left[u] > 0 ? from[u] : a.x, left[u] > 0);
+      from[u] += kPositions * row_step;
+      left[u] -= kPositions;
     }
   };
 #pragma unroll
@@ -97,25 +119,22 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
 
-  // The lane's unit in the scan, and the state of its two channels.
+  // The states of the lane's two channels.
   const int64_t chains = a.s.chains();
-  const Unit mine = unit_of(group * kUnits + lane % 4, a.s, segments);
   const int64_t chain = ((mine.image * a.s.h + head) * 2 + direction) * kWidth;
   float h[2] = {}, product[2] = {1, 1};
-  if (!sums_only && mine.length > 0)
-    for (int64_t k = 0; k < mine.segment; ++k)
+  if (!kSums && mine.length > 0)
+#pragma unroll 1
+    for (int k = 0; k < mine.segment; ++k)
 #pragma unroll
       for (int c = 0; c < 2; ++c) {
         const int64_t i = k * chains + chain + channel[c];
         h[c] = sums.product[i] * h[c] + sums.state[i];
       }
-  // What it stores: four channels of position (lane / 4) % 2 of every two of unit lane / 8.
-  const Unit out = unit_of(group * kUnits + lane / 8, a.s, segments);
-  const int64_t out_position = out.first + lane / 4 % 2;
-  const int64_t out_token = direction == 0 ? out_position : a.s.t - 1 - out_position;
-  bf16* y = a.y + ((out.image * a.s.t + out_token) * a.s.h + head) * 2 * kWidth + direction * kWidth +
-            warp * 16 + 4 * (lane % 4);
-  int out_left = int(out.length) - lane / 4 % 2;
+  // What it stores: four channels of position (lane / 4) % 2 of every two of `out`.
+  const int out_parity = lane / 4 % 2;
+  bf16* y = a.y + 2 * x_at(out, out.first + out_parity) + direction * kWidth + warp * 16 + 4 * (lane % 4);
+  int out_left = out.length - out_parity;
 
   for (int step = 0; step < steps; ++step) {
     copies_wait<kStages - 2>();
@@ -130,17 +149,16 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
-        for (int i = 0; i < kParts; ++i)
-#pragma unroll
-          for (int e = 0; e < 4; ++e) gate[i][j][e] = bias[i][e / 2];
-#pragma unroll
         for (int k = 0; k < 4; k += 2) {
           uint32_t x[4];
           ldmatrix(x, reinterpret_cast<const bf16*>(column + (part * kTiles + j) * 256 +
                                                     (((2 * k + lane / 8) ^ (lane % 8)) << 4)));
 #pragma unroll
           for (int i = 0; i < kParts; ++i) {
-            mma_bf16(gate[i][j], weight[i][k], x[0], x[1]);
+            if (k == 0)
+              mma_from(gate[i][j], weight[i][k], x[0], x[1], bias[i]);
+            else
+              mma_bf16(gate[i][j], weight[i][k], x[0], x[1]);
             mma_bf16(gate[i][j], weight[i][k + 1], x[2], x[3]);
           }
         }
@@ -150,15 +168,14 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         float state[4];
 #pragma unroll
         for (int e = 0; e < 4; ++e) {
-          float v[3], keep, add;
+          float v[3];
 #pragma unroll
           for (int i = 0; i < kParts; ++i) v[i] = gate[i][j][e];
-          Cell::template forward<true>(v, keep, add);
-          h[e / 2] = keep * h[e / 2] + add;
-          product[e / 2] *= keep;
+          const float keep = Cell::template step<true>(v, h[e / 2]);
+          if (kSums) product[e / 2] *= keep;
           state[e] = h[e / 2];
         }
-        if (sums_only) continue;
+        if (kSums) continue;
         uint2 four;
         four.x = transposed(pack_bf16(state[0], state[1]));
         four.y = transposed(pack_bf16(state[2], state[3]));
@@ -169,7 +186,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
   }
   // Only the last segment of an image may be shorter than its stages, and nothing follows it.
-  if (sums_only && mine.length > 0)
+  if (kSums && mine.length > 0)
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
       const int64_t i = mine.segment * chains + chain + channel[c];
@@ -190,23 +207,25 @@ Segments segments_of(const ScanShape& s) {
 
 template <class Cell>
 void launch(const HeadScan& a, float* workspace, void* stream) {
+  constexpr int kTiles = Cell::kParts == 2 ? 4 : 2, kBytes = kStages * kStageBytes;
   const Segments segments = segments_of(a.s);
-  const int64_t sum_count = segments.count * a.s.chains();
-  auto kernel = head_scan_fwd_mma < Cell, Cell::kParts == 2 ? 4 : 2, 4 > ;
-  allow_shared(kernel, "head_scan_fwd_mma", kStages * kStageBytes);
-  for (bool sums_only : {true, false}) {
-    if (sums_only && segments.count == 1) continue;
-    kernel<<<unsigned(blocks_of(a.s, segments.count)), kThreads, kStages * kStageBytes, as_stream(stream)>>>(
-        a, segments, SegmentSums{workspace, workspace + sum_count}, sums_only);
+  const SegmentSums sums{workspace, workspace + segments.count * a.s.chains()};
+  const unsigned blocks = unsigned(blocks_of(a.s, segments.count));
+  if (segments.count > 1) {
+    head_scan_fwd_mma<Cell, kTiles, 3, true>
+        <<<blocks, kThreads, kBytes, as_stream(stream)>>>(a, segments, sums);
     check_launch("head_scan_fwd_mma", stream);
   }
+  head_scan_fwd_mma<Cell, kTiles, 3, false>
+      <<<blocks, kThreads, kBytes, as_stream(stream)>>>(a, segments, sums);
+  check_launch("head_scan_fwd_mma", stream);
 }
 
 }  // namespace
 
 bool head_scan_fits(const HeadScan& a) {
   return device_limits().capability >= 80 && a.cell != Cell::plain && a.s.w == kWidth &&
-         aligned16(a.x, a.weight, a.bias, a.y);
+         a.s.chains() * a.s.t < int64_t(1) << 40 && aligned16(a.x, a.weight, a.bias, a.y);
 }
 
 int64_t head_scan_workspace(const ScanShape& s) {
