@@ -11,6 +11,7 @@ the whole step captured in a CUDA graph.
 """
 import argparse
 import copy
+import gc
 import json
 import math
 import re
@@ -420,6 +421,7 @@ def spread(times):
 
 def time_mode(job, mode, args):
     begin = time.perf_counter()
+    gc.collect()  # what the mode before left would count as this one's memory
     if not job.cpu:
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
@@ -436,6 +438,15 @@ def time_mode(job, mode, args):
         line["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
     out(**line, device=device_name(job.device), threads=torch.get_num_threads() if job.cpu else None,
         set_up_s=round(time.perf_counter() - begin, 1))
+
+
+def warm(args, modes):
+    """Compiles what the row would compile and leaves it in PyTorch's cache on disk."""
+    for mode in modes:
+        job = Job(args.row, args)
+        KINDS[job.kind][0](job, mode)[0]()
+        torch.compiler.reset()
+    return 0
 
 
 def device_name(device):
@@ -477,7 +488,9 @@ def agree(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("row", nargs="?")
-    parser.add_argument("--modes", default="", help="comma-separated; all that the row has by default")
+    parser.add_argument("--modes", default="", help="of the row's modes only these, comma-separated")
+    parser.add_argument("--warm", action="store_true", help="compile, and time nothing; not for max-autotune, which "
+                        "times kernels while it compiles")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--sample-s", type=float, default=0.1, help="least seconds of a sample")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that a row works")
@@ -497,12 +510,14 @@ def main():
         agree(args)
         return 0
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    modes = [m for m in args.modes.split(",") if m] or None
-    known = KINDS[Job(args.row, args).kind][1]
-    if modes and not set(modes) <= set(known):
-        parser.error(f"row {args.row} has the modes {', '.join(known)}")
+    wanted = [m for m in args.modes.split(",") if m]
+    modes = KINDS[Job(args.row, args).kind][1]
+    if set(wanted) & set(modes):
+        modes = [m for m in modes if m in wanted]
+    if args.warm:
+        return warm(args, [m for m in modes if m in ("default", "reduce-overhead")])
     timed = 0
-    for mode in modes or known:
+    for mode in modes:
         try:
             time_mode(Job(args.row, args), mode, args)
             timed += 1
