@@ -211,11 +211,12 @@ class Comparison:
     def agree(self):
         """Both sides' logits of the same weights and images must be equal but for roundings."""
         with tempfile.TemporaryDirectory() as folder:
-            lines, code, err = run_lines(self.bench + ["agree", f"bench.file={folder}/agree"] + self.ours, self.most())
+            lines, code, err = run_lines(self.bench + ["agree", f"bench.file={folder}/agree"] + self.ours,
+                                         self.args.timeout)
             if code:
                 fail(f"bench agree: {err}")
             lines, code, err = run_lines(self.peer + ["agree", "--model", lines[0]["model"], "--io", lines[0]["io"]] +
-                                         self.theirs, self.most())
+                                         self.theirs, self.args.timeout)
         if code or not lines:
             fail(f"the peer could not compute the outputs to be compared: {err or lines}")
         line = lines[0]

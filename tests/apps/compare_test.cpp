@@ -13,18 +13,20 @@ namespace {
 
 namespace fs = std::filesystem;
 
-/// Agrees, and is always as fast as it says; notes what it was asked.
+/// Agrees, and is always as fast as it says; notes what it was asked. Its row infer_B_1 never ends.
 constexpr const char* kPeer = R"(#!/bin/sh
 echo "$@" >>asked
 case "$1" in
   --check) echo '{"who": "torch", "what": "peer", "torch": "9.9", "timm": "8.8"}' ;;
   agree) echo '{"who": "torch", "row": "agree", "what": "agree", "depth": 2, "f32": 1e-7, "bf16": BF16}' ;;
   *)
+    case "$*" in *--warm*) exit 0 ;; esac
     echo "compiling" # what is no JSON is passed over
     for mode in slow quick; do
       case "$*" in *--modes*) case "$*" in *"$mode"*) ;; *) continue ;; esac ;; esac
       ms=200; [ $mode = quick ] && ms=100
       echo '{"who": "torch", "row": "'$1'", "what": "x", "mode": "'$mode'", "ms": '$ms', "samples_ms": ['$ms'], "peak_gb": 1}'
+      [ $1 = infer_B_1 ] && sleep 1000
     done
     echo '{"who": "torch", "row": "'$1'", "what": "error", "mode": "broken", "err": "no"}'
     ;;
@@ -72,8 +74,8 @@ TEST_F(Compare, AlternatesKeepsEveryLineAndMakesATable) {
   std::vector<std::string> order;
   for (const Json& line : results("row", "train_S_256"))
     if (line.contains("ms")) order.push_back(line["who"].get<std::string>() + line["round"].dump());
-  EXPECT_EQ(order, (Words{"occam1", "torch1", "torch1", "occam2", "torch2"}));  // then only its best mode
-  EXPECT_NE(asked().find("train_S_256 --modes quick"), std::string::npos) << asked();
+  EXPECT_EQ(order, (Words{"occam1", "torch1", "torch1", "occam2", "torch2", "occam3"}));
+  EXPECT_NE(asked().find("--modes quick"), std::string::npos) << asked();  // in the end only its best mode
   EXPECT_EQ(results("what", "row_done").size(), 2u);
   EXPECT_EQ(results("what", "error").size(), 4u);  // one that a mode ends with costs no row
   const std::string table = read_bytes(folder_ / "out/table.md");
@@ -114,6 +116,34 @@ TEST_F(Compare, ResumesAndLosesNothing) {
   ASSERT_EQ(compare({"--only", "infer_S_1"}).code, 0);
   EXPECT_EQ(results("what", "begin").size(), 2u);
   EXPECT_EQ(results("what", "row_done").size(), 3u);
+}
+
+TEST_F(Compare, ResumesWithOtherModesOfARow) {
+  ASSERT_EQ(compare({"--only", "infer_S_1", "--rounds", "1", "--modes", "slow"}).code, 0);
+  const ProcessResult result =
+      compare({"--only", "infer_S_1", "--rounds", "1", "--modes", "quick", "--resume"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_EQ(results("what", "begin").size(), 1u);
+  EXPECT_EQ(results("what", "row_done").size(), 2u);
+  for (const char* part :
+       {"| quick 100 | ", "| infer_S_1 | quick 100, slow 200 |", "--modes slow", "--resume"})
+    EXPECT_NE(result.out.find(part), std::string::npos) << part << " is missing in\n" << result.out;
+}
+
+TEST_F(Compare, KeepsWhatASideSaidBeforeItsTimeWasUp) {
+  const ProcessResult result = compare({"--only", "infer_B_1", "--rounds", "1", "--timeout", "4"});
+  ASSERT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("took more than 4 s"), std::string::npos) << result.err;
+  EXPECT_NE(result.out.find("| slow 200 | "), std::string::npos) << result.out;
+}
+
+TEST_F(Compare, CompilesThePeersRowsFirst) {
+  ASSERT_EQ(compare({"--only", "infer_S_1,infer_T_1", "--rounds", "1", "--warm", "2"}).code, 0);
+  const std::string said = asked();
+  for (const char* row : {"infer_S_1 --warm", "infer_T_1 --warm"}) {
+    EXPECT_NE(said.find(row), std::string::npos) << said;
+    EXPECT_LT(said.find(row), said.find("infer_S_1 --samples")) << said;
+  }
 }
 
 TEST_F(Compare, BeginsNoRowThatTheBudgetDoesNotHold) {
