@@ -5,7 +5,6 @@ Every measured line is appended to OUT/results.jsonl at once and is never lost; 
 whole file. A run is cut into slots by --only, or by --budget and then --resume. Only the standard library is used.
 """
 import argparse
-import json
 import math
 import os
 import shlex
@@ -16,9 +15,9 @@ import sys
 import tempfile
 import threading
 import time
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from peer import Link, Peer, kill_all, run_lines
 from table import Results, say, write_table
 
 HERE = Path(__file__).resolve().parent
@@ -90,73 +89,21 @@ def query(fields):
     return [v.strip() for v in done.stdout.splitlines()[0].split(",")] if done.returncode == 0 and done.stdout else None
 
 
-RUNNING = set()
-
-
-def kill(process):
-    try:  # its group: compilers that it started too
-        os.killpg(process.pid, signal.SIGKILL)
-    except ProcessLookupError:
-        pass
-
-
-def kill_all():
-    for process in list(RUNNING):
-        kill(process)
-
-
 def interrupted(*_):
     kill_all()
     raise KeyboardInterrupt
 
 
-def run_lines(command, timeout, keep=lambda line: None, env=None):
-    """The JSON lines a command prints, each given to `keep` at once, its exit code, and the end of what it said."""
-    try:
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-                                   start_new_session=True, env=env)
-    except OSError as error:
-        return [], 127, str(error)
-    RUNNING.add(process)
-    lines, said = [], []
-
-    def read():
-        for text in process.stdout:
-            try:
-                line = json.loads(text) if text.startswith("{") else None
-            except ValueError:
-                continue
-            if isinstance(line, dict):
-                lines.append(line)
-                keep(line)
-
-    readers = [threading.Thread(target=read), threading.Thread(target=lambda: said.append(process.stderr.read()))]
-    for reader in readers:
-        reader.start()
-    try:
-        code = process.wait(timeout)
-    except subprocess.TimeoutExpired:
-        code = 124
-    finally:
-        kill(process)
-        RUNNING.discard(process)
-        for reader in readers:
-            reader.join()
-    return lines, code, f"took more than {timeout:.0f} s" if code == 124 else said[0].strip()[-500:]
-
-
 class Comparison:
     def __init__(self, args):
         self.args, self.begin = args, time.time()
-        self.bench, self.peer = shlex.split(args.bench), shlex.split(args.peer)
+        self.bench, self.peer, self.links = shlex.split(args.bench), None, {}
         self.results = Results(args.out)
         tiny = ["bench.tiny=true"] if args.tiny else []
         self.ours = tiny + [f"bench.samples={args.samples}", f"bench.sample_s={args.sample_s}", "--json"]
         if args.device:
             self.ours += ["--device", args.device]
-        modes = ["--modes", args.modes] if args.modes else []
-        self.theirs = modes + ["--samples", str(args.samples), "--sample-s", str(args.sample_s)]
-        self.theirs += ["--tiny"] * args.tiny
+        self.theirs = ["--samples", str(args.samples), "--sample-s", str(args.sample_s)] + ["--tiny"] * args.tiny
         listed, code, err = run_lines(self.bench + ["row", "list", "--json"], 60)
         if code:
             fail(f"{args.bench} row list: {err}")
@@ -179,34 +126,35 @@ class Comparison:
         """Seconds that a command may take."""
         return max(0.1, min(self.args.timeout, self.left()))
 
-    def measure(self, side, command, row, round_number):
-        """Runs one side of a row and keeps its lines as they come."""
-        watch, begin = Watch(), time.time()
-
-        def keep(line):
-            self.results.append({"run": self.run, "round": round_number, **line, "smi": watch.summary(),
-                                 "seconds": round(time.time() - begin, 1)})
-            if line.get("what") == "error":
-                say(f"{row}: {side} {line.get('mode', '')}: {line.get('err')}")
-
-        lines, code, err = run_lines(command, self.most(), keep)
-        watch.stop()
-        if code and not any(l.get("what") == "error" for l in lines):
-            keep({"who": side, "row": row, "what": "error", "err": err})
-        return [l for l in lines if l.get("ms")]
-
     def environment(self):
-        peer, code, err = run_lines(self.peer + ["--check"], 120) if not self.args.no_peer else ([], 1, "--no-peer")
-        has_peer = code == 0 and bool(peer)
-        if not has_peer:
-            say(f"no peer, only ours is timed: {peer[0].get('err') if peer else err or 'it says nothing'}")
+        """Starts the peer; without one only ours is timed."""
+        told = {}
+        if not self.args.no_peer:
+            self.peer = Peer(self.args.peer)
+            if self.peer.error is None:
+                lines, error = self.peer.ask(["--check"] + self.chosen, self.args.timeout)
+                told = lines[0] if lines else {}
+                self.peer.error = told.get("err") or error
+        if self.peer is None or self.peer.error:
+            say(f"no peer, only ours is timed: {self.peer.error if self.peer else '--no-peer'}")
+            self.peer = None
+        self.modes = told.pop("modes", {})
         gpu = query(["name", "driver_version", "power.limit", "clocks.max.sm"])
         if not self.results.of(run=self.run, what="begin"):
             self.results.append({"run": self.run, "what": "begin", "date": time.strftime("%Y-%m-%d"), "gpu": gpu,
                                  "commit": next(iter(self.rows.values())).get("commit"), "cpus": os.cpu_count(),
-                                 "peer": peer[0] if has_peer else None})
+                                 "peer": told if self.peer else None})
         self.results.append({"run": self.run, "what": "command", "command": "./run bench " + " ".join(self.args.words)})
-        return has_peer
+
+    def modes_of(self, name):
+        """The peer's modes of a row that are wanted and that this run has not tried."""
+        modes, wanted = self.modes.get(name, []), [m for m in self.args.modes.split(",") if m]
+        if set(wanted) & set(modes):
+            modes = [m for m in modes if m in wanted]
+        if self.args.autotune is not None and name not in self.args.autotune.split(","):
+            modes = [m for m in modes if m != "max-autotune"]
+        tried = [l.get("mode") for l in self.results.of(run=self.run, row=name, who="torch")]
+        return [m for m in modes if m not in tried]
 
     def agree(self):
         """Both sides' logits of the same weights and images must be equal but for roundings."""
@@ -215,9 +163,9 @@ class Comparison:
                                          self.args.timeout)
             if code:
                 fail(f"bench agree: {err}")
-            lines, code, err = run_lines(self.peer + ["agree", "--model", lines[0]["model"], "--io", lines[0]["io"]] +
-                                         self.theirs, self.args.timeout)
-        if code or not lines:
+            lines, err = self.peer.ask(["agree", "--model", lines[0]["model"], "--io", lines[0]["io"]] + self.theirs,
+                                       self.args.timeout)
+        if err or not lines:
             fail(f"the peer could not compute the outputs to be compared: {err or lines}")
         line = lines[0]
         # Some 11 roundings a block follow one another (norms, products, probabilities, residual sums). They add up
@@ -233,62 +181,119 @@ class Comparison:
             fail(f"the outputs of the two sides differ: {told}; nothing is timed")
         say(f"outputs agree: {told}")
 
-    def compile_row(self, name):
-        # Without this every process would start a worker a core.
-        workers = {"TORCHINDUCTOR_COMPILE_THREADS": str(max(1, 2 * os.cpu_count() // self.args.warm))}
-        begin = time.time()
-        _, code, err = run_lines(self.peer + [name, "--warm"] + self.theirs, self.most(), env={**workers, **os.environ})
-        say(f"{name}: compiled in {time.time() - begin:.0f} s" if code == 0 else f"{name}: {err}")
+    def open(self, names):
+        """Starts to get the peer's rows ready, every mode in a process of its own, all at once."""
+        for name in names:
+            self.links[name] = {mode: Link(self.peer, [name, "--modes", mode, "--hold"] + self.theirs)
+                                for mode in self.modes_of(name)}
 
-    def time_row(self, name, has_peer):
+    def settle(self):
+        """Waits until what was opened is ready or has failed: nothing else runs while a side is timed."""
+        begin = time.time()
+        for name, links in self.links.items():
+            for mode, link in list(links.items()):
+                told = []
+                error = link.lines("ready", max(0.1, self.most() - (time.time() - begin)), told.append)
+                if error:
+                    for line in told or [{"who": "torch", "row": name, "what": "error", "mode": mode, "err": error}]:
+                        self.keep(line, name, 0, begin)
+                    links.pop(mode).close()
+                else:
+                    say(f"{name}: PyTorch {mode} is ready after {time.time() - begin:.0f} s")
+
+    def keep(self, line, row, number, begin, watch=None):
+        self.results.append({"run": self.run, "round": number, **line, "smi": watch and watch.summary(),
+                             "seconds": round(time.time() - begin, 1)})
+        if line.get("what") == "error":
+            say(f"{row}: {line.get('who')} {line.get('mode', '')}: {line.get('err')}")
+
+    def time_ours(self, name, number):
+        watch, begin, threads = Watch(), time.time(), self.rows[name].get("threads")
+        cpus = sorted(os.sched_getaffinity(0))[:threads] if threads and not self.args.tiny else None
+        lines, code, err = run_lines(self.bench + ["row", name] + self.ours, self.most(),
+                                     lambda line: self.keep(line, name, number, begin, watch), cpus)
+        watch.stop()
+        if code:
+            self.keep({"who": "occam", "row": name, "what": "error", "err": err}, name, number, begin)
+        return code == 0 and bool(lines)
+
+    def time_theirs(self, name, number, modes):
+        """Milliseconds by mode."""
+        medians = {}
+        for mode in modes:
+            link, watch, begin = self.links[name][mode], Watch(), time.time()
+
+            def keep(line):
+                self.keep(line, name, number, begin, watch)
+                if line.get("ms"):
+                    medians[mode] = line["ms"]
+
+            link.say("again")
+            error = link.lines("timed", self.most(), keep)
+            watch.stop()
+            if mode not in medians:
+                if error:
+                    self.keep({"who": "torch", "row": name, "what": "error", "mode": mode, "err": error}, name, number,
+                              begin)
+                self.links[name].pop(mode).close()
+        return medians
+
+    def time_row(self, name):
         """Ours, the peer in all its modes, then both again, the peer in its best mode and the one it is judged by; ours
         at last, so that the peer's times lie between two of ours."""
         known = [l["round"] for l in self.results.of(run=self.run, row=name) if "round" in l]
-        first, modes = max(known, default=0) + 1, []
-        for number in range(first, first + self.args.rounds + (1 if has_peer else 0)):
+        first, modes = max(known, default=0) + 1, list(self.links.get(name, {}))
+        for number in range(first, first + self.args.rounds + (1 if modes else 0)):
             if self.left() <= 0:
                 return
-            if not self.measure("occam", self.bench + ["row", name] + self.ours, name, number):
+            if not self.time_ours(name, number):
                 self.failed.append(name)
                 return
-            if has_peer and number < first + self.args.rounds:
-                timed = self.measure("torch", self.peer + [name] + self.theirs + modes, name, number)
-                if timed and not modes:
-                    best = min(timed, key=lambda l: l["ms"])["mode"]
-                    against = self.rows[name]["against"]
-                    modes = ["--modes", ",".join(dict.fromkeys([best] + ([against] if against else [])))]
-        self.results.append({"run": self.run, "what": "row_done", "row": name, "modes": self.args.modes})
+            if not modes or number == first + self.args.rounds:
+                continue
+            medians = self.time_theirs(name, number, modes)
+            best, against = min(medians, key=medians.get, default=None), self.rows[name]["against"]
+            modes = [mode for mode in medians if mode in (best, against)] if number == first else list(medians)
+            for mode in set(self.links[name]) - set(modes):
+                self.links[name].pop(mode).close()
+        self.results.append({"run": self.run, "what": "row_done", "row": name})
+
+    def todo(self):
+        """Rows that this run has not timed, or not in all modes that are wanted."""
+        done = {l["row"] for l in self.results.of(run=self.run, what="row_done")}
+        names = [n for n in self.chosen if n not in done or self.modes_of(n)]
+        for name in [n for n in names if self.rows[n]["on_gpu"] and not self.args.tiny]:
+            if query(["name"]) is None:
+                say(f"{name} is left out: there is no GPU")
+                names.remove(name)
+        return names
 
     def work(self):
-        has_peer = self.environment()
-        pool = ThreadPoolExecutor(max(1, self.args.warm))
-        try:
-            if has_peer and self.args.warm:
-                say(f"compiling the peer's rows, {self.args.warm} at a time")
-                pool.map(self.compile_row, self.chosen)
-            if has_peer and not self.results.of(run=self.run, row="agree", agrees=True):
-                self.agree()
-            pool.shutdown()
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)
-            kill_all()
-            raise
-        cost = {}
+        self.environment()
+        names, cost = self.todo(), {}
         for line in self.results.lines:  # what a row took before, so that one is not begun that will not end in time
             if "seconds" in line and line.get("run") != self.run:
-                cost.setdefault((line["run"], line.get("row")), {})[(line["who"], line["round"])] = line["seconds"]
-        for name in self.chosen:
-            if self.results.of(run=self.run, what="row_done", row=name, modes=self.args.modes):
-                continue
-            known = [sum(v.values()) for (_, row), v in cost.items() if row == name]
-            if self.left() <= 0 or (known and known[-1] > self.left()):
-                say(f"the budget ends before {name}; go on with --resume")
-                break
-            if self.rows[name]["on_gpu"] and not self.args.tiny and query(["name"]) is None:
-                say(f"{name} is left out: there is no GPU")
-                continue
-            say(name)
-            self.time_row(name, has_peer)
+                row = cost.setdefault((line["run"], line.get("row")), {})
+                row[line["who"], line.get("mode"), line["round"]] = line["seconds"]
+        agreed = self.peer is None or self.results.of(run=self.run, row="agree", agrees=True)
+        while names:
+            group, names = names[:self.args.at_once], names[self.args.at_once:]
+            if self.left() > 0 and self.peer:
+                say(f"getting {', '.join(group)} ready")
+                self.open(group)
+            if not agreed:
+                self.agree()
+                agreed = True
+            self.settle()
+            for name in group:
+                known = [sum(v.values()) for (_, row), v in cost.items() if row == name]
+                if self.left() <= 0 or (known and known[-1] > self.left()):
+                    say(f"the budget ends before {name}; go on with --resume")
+                    return
+                say(name)
+                self.time_row(name)
+                for link in self.links.pop(name, {}).values():
+                    link.close()
 
 
 def main():
@@ -297,14 +302,15 @@ def main():
     parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows, in this order")
     parser.add_argument("--rounds", type=int, default=2, help="how often the peer's is timed, ours before and after (2)")
     parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no row that would end after it")
-    parser.add_argument("--resume", action="store_true", help="go on with the latest run: rows done there, in these modes, are done")
-    parser.add_argument("--modes", default="", help="of the peer's modes only these, comma-separated; rows that have none of them: all")
-    parser.add_argument("--warm", type=int, metavar="N", default=0,
-                        help="first compile the peer's rows, N at a time, but for max-autotune")
+    parser.add_argument("--resume", action="store_true", help="go on with the latest run: what was tried there is not tried again")
+    parser.add_argument("--modes", default="", help="of the peer's modes only these, comma-separated; all of a row that has none of them")
+    parser.add_argument("--autotune", metavar="ROW[,ROW]", help="the peer's max-autotune in these rows alone")
+    parser.add_argument("--at-once", type=int, metavar="N", default=4, help="rows that the peer gets ready together (4)")
     parser.add_argument("--no-peer", action="store_true", help="time ours alone")
     parser.add_argument("--samples", type=int, default=20, help="timings a round of which the median is taken (20)")
     parser.add_argument("--sample-s", type=float, default=0.1, help="least seconds of a timing (0.1)")
-    parser.add_argument("--timeout", type=float, default=900, help="most seconds of one side of a row (900)")
+    parser.add_argument("--timeout", type=float, default=900,
+                        help="most seconds of one side of a row, or of getting rows ready (900)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of results (runs/bench)")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything works")
     parser.add_argument("--table", action="store_true", help="only make table.md from the results")
@@ -337,6 +343,7 @@ def main():
         say("stopped; what was timed is kept, go on with --resume")
         sys.exit(1)
     finally:
+        kill_all()
         text = write_table(comparison.rows, comparison.results, args.out)
     print(text, end="")
     say(f"results are in {comparison.results.path}, the table in {args.out / 'table.md'}")

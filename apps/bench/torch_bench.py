@@ -3,7 +3,8 @@
 
     torch_bench.py ROW [--modes eager,default]   times a row; one JSON line a mode, with bench's keys
     torch_bench.py agree --model F --io F        logits of the model and images that `bench agree` wrote
-    torch_bench.py --check                       versions of what it needs; fails when something is missing
+    torch_bench.py --check ROW...                versions and the rows' modes; fails when something is missing
+    torch_bench.py --serve SOCKET                compare.py's: see serve.py
 
 Modes of compiled rows are torch.compile's (eager: none). Rows with an LSTM choose its form instead: wide, one LSTM
 over all channels as the method's authors run it (block-diagonal by masks), or heads, one small LSTM a head; graph:
@@ -14,9 +15,14 @@ import copy
 import gc
 import json
 import math
+import os
 import re
 import sys
 import time
+
+from serve import serve
+
+os.environ.setdefault("PYTORCH_NVML_BASED_CUDA_CHECK", "1")  # a process that will fork must not start CUDA
 
 COMPILED = ["eager", "default", "reduce-overhead", "max-autotune"]
 MODELS = {"T": "deit_tiny_patch16_224", "S": "deit_small_patch16_224", "B": "deit_base_patch16_224"}
@@ -43,16 +49,17 @@ class Job:
 
     def __init__(self, row, args):
         fields = ROW.fullmatch(row)
-        if not fields or fields["kind"] not in KINDS:
-            sys.exit(f"torch_bench.py: no row '{row}'; kinds: {', '.join(KINDS)}")
         self.row, self.args, self.kind = row, args, fields["kind"]
         self.key = fields["model"] or "S"
         self.batch = min(int(fields["batch"]), 4) if args.tiny else int(fields["batch"])
         self.cpu = self.kind.startswith("cpu_") or not torch.cuda.is_available()
+        if self.cpu and not self.kind.startswith("cpu_") and not args.tiny:
+            raise RuntimeError("PyTorch finds no GPU")
         self.device = torch.device("cpu" if self.cpu else "cuda")
         self.dtype = torch.float32 if self.cpu else torch.bfloat16
-        if fields["threads"]:
-            torch.set_num_threads(int(fields["threads"]))
+        self.threads = int(fields["threads"] or 0)
+        if self.threads:
+            torch.set_num_threads(self.threads)
 
     def autocast(self, dtype=None):
         return torch.autocast(self.device.type, dtype=dtype or self.dtype, enabled=not self.cpu)
@@ -419,34 +426,57 @@ def spread(times):
     return [times[int(share * (len(times) - 1) + 0.5)] for share in (0.5, 0.1, 0.9)]
 
 
-def time_mode(job, mode, args):
-    begin = time.perf_counter()
-    gc.collect()  # what the mode before left would count as this one's memory
-    if not job.cpu:
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-    step, passes = KINDS[job.kind][0](job, mode)
-    times = measure(step, job.device, args.samples, args.sample_s)
-    ms, low, high = spread(times)
-    line = dict(who="torch", row=job.row, what=job.kind, model=job.name, B=job.batch, mode=mode, ms=ms, ms_low=low,
-                ms_high=high, samples_ms=[round(t, 5) for t in times], img_s=1e3 * job.batch / ms)
-    if passes:
-        line["mfu_tflops"] = passes * job.flops * job.batch / ms / 1e9
-    if hasattr(job, "forward"):
-        line["fwd_ms"] = spread(measure(job.forward, job.device, args.samples, args.sample_s))[0]
-    if not job.cpu:
-        line["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
-    out(**line, device=device_name(job.device), threads=torch.get_num_threads() if job.cpu else None,
-        set_up_s=round(time.perf_counter() - begin, 1))
+class Timer:
+    """A row in one mode: made ready once, timed as often as it is asked to."""
+
+    def __init__(self, row, mode, args):
+        self.begin, self.mode, self.args = time.perf_counter(), mode, args
+        self.job = Job(row, args)
+        gc.collect()  # what the mode before left would count as this one's memory
+        if not self.job.cpu:
+            torch.cuda.empty_cache()
+            torch.cuda.reset_peak_memory_stats()
+        self.step, self.passes = KINDS[self.job.kind][0](self.job, mode)
+
+    def compile(self):
+        for _ in range(0 if self.mode == "eager" else 2):
+            self.step()
+        if not self.job.cpu:
+            torch.cuda.synchronize()
+            torch.cuda.empty_cache()
+        return dict(what="ready", set_up_s=round(time.perf_counter() - self.begin, 1))
+
+    def time(self):
+        job, args = self.job, self.args
+        if job.threads:  # that many cores, too; compiling may use all
+            for thread in os.listdir("/proc/self/task"):
+                os.sched_setaffinity(int(thread), sorted(os.sched_getaffinity(0))[:job.threads])
+        times = measure(self.step, job.device, args.samples, args.sample_s)
+        ms, low, high = spread(times)
+        line = dict(who="torch", row=job.row, what=job.kind, model=job.name, B=job.batch, mode=self.mode, ms=ms,
+                    ms_low=low, ms_high=high, samples_ms=[round(t, 5) for t in times], img_s=1e3 * job.batch / ms)
+        if self.passes:
+            line["mfu_tflops"] = self.passes * job.flops * job.batch / ms / 1e9
+        if hasattr(job, "forward"):
+            line["fwd_ms"] = spread(measure(job.forward, job.device, args.samples, args.sample_s))[0]
+        if not job.cpu:
+            line["peak_gb"] = torch.cuda.max_memory_allocated() / 2**30
+        return dict(**line, device=device_name(job.device), threads=torch.get_num_threads() if job.cpu else None)
 
 
-def warm(args, modes):
-    """Compiles what the row would compile and leaves it in PyTorch's cache on disk."""
-    for mode in modes:
-        job = Job(args.row, args)
-        KINDS[job.kind][0](job, mode)[0]()
-        torch.compiler.reset()
-    return 0
+def modes_of(row):
+    fields = ROW.fullmatch(row)
+    if not fields or fields["kind"] not in KINDS:
+        sys.exit(f"torch_bench.py: no row '{row}'; kinds: {', '.join(KINDS)}")
+    return KINDS[fields["kind"]][1]
+
+
+def check(args):
+    """Versions, and the modes of each row that is named."""
+    gpu = torch.cuda.is_available()
+    out(who="torch", what="peer", torch=torch.__version__, timm=timm.__version__,
+        cudnn=torch.backends.cudnn.version() if gpu else None,
+        device=torch.cuda.get_device_name() if gpu else "cpu", modes={row: modes_of(row) for row in args.rows})
 
 
 def device_name(device):
@@ -485,44 +515,52 @@ def agree(args):
         occam_bf16_f32=apart(io["logits_bf16"].float(), io["logits_f32"]))
 
 
-def main():
+def main(words=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("row", nargs="?")
+    parser.add_argument("rows", nargs="*", metavar="ROW")
     parser.add_argument("--modes", default="", help="of the row's modes only these, comma-separated")
-    parser.add_argument("--warm", action="store_true", help="compile, and time nothing; not for max-autotune, which "
-                        "times kernels while it compiles")
     parser.add_argument("--samples", type=int, default=20)
     parser.add_argument("--sample-s", type=float, default=0.1, help="least seconds of a sample")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that a row works")
     parser.add_argument("--model", help="agree: the model's safetensors")
     parser.add_argument("--io", help="agree: images and bench's logits")
     parser.add_argument("--check", action="store_true")
-    args = parser.parse_args()
+    parser.add_argument("--serve", metavar="SOCKET", help="wait for such command lines there: see serve.py")
+    parser.add_argument("--hold", action="store_true",
+                        help="get the row's mode ready, say so, then time it for every line of standard input")
+    args = parser.parse_args(words)
+    if args.serve:
+        return serve(args.serve, main)
     if args.check:
-        gpu = torch.cuda.is_available()
-        out(who="torch", what="peer", torch=torch.__version__, timm=timm.__version__,
-            cudnn=torch.backends.cudnn.version() if gpu else None,
-            device=torch.cuda.get_device_name() if gpu else "cpu")
-        return 0
-    if not args.row:
+        return check(args)
+    if len(args.rows) != 1:
         parser.error("which row?")
-    if args.row == "agree":
-        agree(args)
-        return 0
+    row = args.rows[0]
+    if row == "agree":
+        return agree(args)
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    modes = modes_of(row)
     wanted = [m for m in args.modes.split(",") if m]
-    modes = KINDS[Job(args.row, args).kind][1]
-    if set(wanted) & set(modes):
-        modes = [m for m in modes if m in wanted]
-    if args.warm:
-        return warm(args, [m for m in modes if m in ("default", "reduce-overhead")])
+    if not set(wanted) <= set(modes):
+        parser.error(f"row {row} has the modes {', '.join(modes)}")
     timed = 0
-    for mode in modes:
+    for mode in wanted or modes:
         try:
-            time_mode(Job(args.row, args), mode, args)
+            if args.hold:  # rows are made ready side by side
+                workers = os.cpu_count() if mode == "max-autotune" else max(1, os.cpu_count() // 4)
+                os.environ.setdefault("TORCHINDUCTOR_COMPILE_THREADS", str(workers))
+            timer = Timer(row, mode, args)
+            if args.hold:
+                out(**timer.compile())
+                for _ in sys.stdin:
+                    out(**timer.time())
+                    out(what="timed")
+            else:
+                out(**timer.time())
             timed += 1
         except Exception as error:  # one mode that fails must not cost the others
-            out(who="torch", row=args.row, what="error", mode=mode, err=f"{type(error).__name__}: {error}"[:400])
+            out(who="torch", row=row, what="error", mode=mode, err=f"{type(error).__name__}: {error}"[:400])
+        timer = None
         torch.compiler.reset()
     return 0 if timed else 1
 
