@@ -7,6 +7,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/bench/model.h"
+#include "apps/common/app.h"
 #include "core/check.h"
 #include "core/config.h"
 #include "core/stream.h"
@@ -35,7 +36,8 @@ std::vector<std::string> ladder_names() {
   return names;
 }
 
-std::vector<Json> climb_ladder(const std::string& op, Device device, const TimingOptions& options) {
+void climb_ladder(const std::string& op, Device device, const TimingOptions& options,
+                  const std::function<void(const Json&)>& keep) {
   const std::vector<std::string> names = ladder_names();
   OCCAM_CHECK(!names.empty(), ErrorKind::usage,
               "ladders are CUDA kernels, and this build has none; build with CUDA=1");
@@ -46,8 +48,8 @@ std::vector<Json> climb_ladder(const std::string& op, Device device, const Timin
   void* stream = current_stream(device).handle;
   const Ceilings& most = ceilings(device, ladder.dtype);
   const double floor_ms = 1e3 * std::max(ladder.cost.flops / most.flops, ladder.cost.bytes / most.bytes);
-  std::vector<Json> lines;
   for (const LadderStep& step : ladder.steps) {
+    if (stop_requested()) return;
     double error = 0;
     for (Tensor& y : ladder.outputs) y.fill_(NAN);  // what a step leaves out must show
     step.run(ladder.inputs, ladder.outputs, stream);
@@ -66,9 +68,8 @@ std::vector<Json> climb_ladder(const std::string& op, Device device, const Timin
                  {"floor_ms", floor_ms},
                  {"share_of_roofline", floor_ms / t.ms},
                  {"error", error}});
-    lines.push_back(line);
+    keep(line);
   }
-  return lines;
 }
 
 }  // namespace occam

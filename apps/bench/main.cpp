@@ -2,12 +2,14 @@
 #include <fmt/format.h>
 
 #include <nlohmann/json.hpp>
+#include <optional>
 
 #include "apps/bench/ladder.h"
 #include "apps/bench/mixer.h"
 #include "apps/bench/model.h"
 #include "apps/bench/op.h"
 #include "apps/bench/rows.h"
+#include "apps/common/environment.h"
 #include "apps/common/model.h"
 #include "apps/common/progress.h"
 #include "core/check.h"
@@ -21,10 +23,11 @@ struct BenchConfig {
   std::vector<int64_t> batch;
   std::string metrics = "all", mixer = "bilstm", input = "device", file = "runs/bench/agree";
   int64_t samples = 20;
-  double sample_s = 0.1;
+  std::optional<double> sample_s;
   std::vector<std::string> mixers;
   std::vector<int64_t> tokens{65, 197, 577, 1025, 2305, 4097};
   double cell_s = 2;
+  int64_t profile_steps = 0;
   bool tiny = false;
 
   template <class V>
@@ -42,11 +45,17 @@ struct BenchConfig {
       Choices{"device", "loader"});
     v("file", file, "agree: writes FILE.safetensors and FILE.io.safetensors");
     v("samples", samples, "timings of which the median is taken", Range{3, 1000});
-    v("sample_s", sample_s, "least seconds of a timing: as many steps as that takes", Range{0, 60});
+    v("sample_s", sample_s,
+      "least seconds of a timing: as many steps as that takes; unset: 0.1, of an op or a ladder's step 0.02",
+      Range{0, 60});
     v("mixers", mixers, "mixer all: only these, beside attention and identity");
     v("tokens", tokens, "mixer: lengths, each one class token and a square of patches", Range{2, 1 << 16});
     v("cell_s", cell_s, "mixer: about how long a length and batch may take; longer ones are left out",
       Range{0.01, 3600});
+    v("profile_steps", profile_steps,
+      "model: so many steps are also profiled, eagerly: out.dir/<mode>-<batch>/profile.md has time, work and "
+      "memory by op and module, trace.json each call; 0: none",
+      Range{0, 1000});
     v("tiny", tiny, "row, op, agree: small sizes on any device, to see that they work");
   }
 };
@@ -134,7 +143,9 @@ Table table_of(const std::vector<Json>& lines) {
 class Bench {
  public:
   Bench(App& app, Config& config) : app_(app), config_(config) {
-    timing_ = {.samples = config.bench.samples, .sample_s = config.bench.sample_s};
+    const bool kernels = app.verb() == "op" || app.verb() == "ladder";
+    timing_ = {.samples = config.bench.samples,
+               .sample_s = config.bench.sample_s.value_or(kernels ? 0.02 : 0.1)};
   }
 
   void run() {
@@ -147,6 +158,9 @@ class Bench {
                 verb == "op" || verb == "mixer" ? std::string("A name, or all")
                 : verb == "row"                 ? std::string("A name, all or list")
                                 : "Ladders here: " + fmt::format("{}", fmt::join(ladder_names(), ", ")));
+    OCCAM_CHECK(config_.bench.profile_steps == 0 || (verb == "model" && !config_.out.dir.empty()),
+                ErrorKind::usage,
+                "bench.profile_steps is for bench model, and needs out.dir=FOLDER for what it writes");
     if (verb == "row" && name == "list") return list_rows();
     if (verb == "agree") return agree();
     const std::vector<std::function<void()>> parts = verb == "model"   ? models()
@@ -155,7 +169,7 @@ class Bench {
                                                      : verb == "mixer" ? mixers(name)
                                                                        : ladder(name);
     app_.checked();
-    RunFolder* folder = config_.out.dir.empty() ? nullptr : &app_.start_run(config_);
+    if (!config_.out.dir.empty()) folder_ = &app_.start_run(config_);
     Progress progress("bench", int64_t(parts.size()), "parts");
     for (size_t i = 0; i < parts.size(); ++i) {
       parts[i]();
@@ -167,11 +181,11 @@ class Bench {
     app_.print(device + "\n" + to_text(table_of(lines_)));
     for (const MixerSweep& sweep : sweeps_)
       app_.print(sweep.pass() + "\n" + to_text(crossover_table(sweep, lines_)));
-    if (folder != nullptr) {
+    if (folder_ != nullptr) {
       HtmlReport report("Speed", device);
       for (const MixerSweep& sweep : sweeps_) mixer_report(report, sweep, lines_);
       report.table(table_of(lines_));
-      report.write(folder->path() / "report.html");
+      report.write(folder_->path() / "report.html");
     }
     app_.finish({{"device", device}, {"rows", lines_}});
   }
@@ -204,6 +218,8 @@ class Bench {
           job.mixer = config_.bench.mixer;
           if (config_.bench.input == "loader") job.data = config_.data;
           job.tiny = config_.bench.tiny;
+          job.profile_steps = config_.bench.profile_steps;
+          if (folder_ != nullptr) job.profile_folder = folder_->path() / fmt::format("{}-{}", mode, batch);
           keep(time_model(job, timing_));
         });
     return parts;
@@ -227,8 +243,11 @@ class Bench {
 
   void list_rows() {
     app_.checked();
+    const Json commit = describe_environment("bench", {}, kCPU).at("commit");
     for (const BenchRow& row : bench_rows()) {
-      app_.line(row.describe());
+      Json line = row.describe();
+      line["commit"] = commit;
+      app_.line(line);
       app_.print(row.name + "\n");
     }
     app_.finish({});
@@ -264,7 +283,7 @@ class Bench {
 
   Parts ladder(const std::string& name) {
     return {[this, name] {
-      for (const Json& line : climb_ladder(name, app_.device(), timing_)) keep(line);
+      climb_ladder(name, app_.device(), timing_, [this](const Json& line) { keep(line); });
     }};
   }
 
@@ -330,6 +349,7 @@ class Bench {
   Config& config_;
   TimingOptions timing_;
   std::vector<MixerSweep> sweeps_;  // mixer: one a mode
+  RunFolder* folder_ = nullptr;     // null: nothing is written
   std::vector<Json> lines_;
 };
 

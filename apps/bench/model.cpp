@@ -5,6 +5,7 @@
 #include <filesystem>
 #include <nlohmann/json.hpp>
 
+#include "apps/common/app.h"
 #include "apps/common/model.h"
 #include "autograd/apply.h"
 #include "autograd/node.h"
@@ -16,6 +17,7 @@
 #include "nn/distill/distill.h"
 #include "nn/mixers/attention/attention.h"
 #include "nn/plan.h"
+#include "nn/prof/step_profile.h"
 #include "nn/train/loss.h"
 #include "ops/attention_stats/op.h"
 
@@ -129,6 +131,20 @@ class ModelTimer {
     bytes_ = traffic.bytes;
   }
 
+  int64_t state_of(const Module& model) const {
+    return optimizer_bytes(model, job_.loop.optim, job_.loop.ema > 0);
+  }
+
+  /// `step` must not be captured.
+  void profile_steps(Module& model, int64_t state, const std::function<void()>& step) {
+    if (job_.profile_steps == 0) return;
+    StepProfile profile(model, state, job_.profile_steps);
+    while (!profile.done() && !stop_requested()) profile.run(step);
+    if (!profile.done()) return;
+    std::filesystem::create_directories(job_.profile_folder);
+    profile.write(job_.profile_folder);
+  }
+
   Timing infer() {
     NoGrad no_grad;
     model_->eval();
@@ -137,6 +153,7 @@ class ModelTimer {
     CapturedForward forward(*model_);
     const Timing t = timed([&] { forward(images); });
     tell_capture(forward.captured(), forward.fallback());
+    profile_steps(*model_, 0, [&] { (*model_)(images); });
     return t;
   }
 
@@ -162,6 +179,8 @@ class ModelTimer {
     const Timing t = timed([&] { loop.run(loader ? next() : batch, loss); });
     tell_capture(loop.captured(), loop.capture_fallback());
     if (loader) more_["data"] = loader->residence().text;
+    loop.set_capture(false);
+    profile_steps(*model_, state_of(*model_), [&] { loop.run(loader ? next() : batch, loss); });
     model_->zero_grad();
     return t;
   }
@@ -216,6 +235,7 @@ class ModelTimer {
     CapturedForward forward(*model_);
     const Timing t = timed([&] { forward(images); });
     tell_capture(forward.captured(), forward.fallback());
+    profile_steps(*model_, 0, [&] { (*model_)(images); });
     for (int64_t i = 0; i < shape.depth; ++i) dynamic_cast<Attention&>(model_->block(i).mixer()).on_qkv({});
     more_.update(
         {{"infer_ms", own.ms}, {"ratio_to_infer", t.ms / own.ms}, {"order_metrics", job_.order_metrics}});
@@ -244,9 +264,11 @@ class ModelTimer {
     const Batch batch = random_batch(job_.batch);
     count_traffic([&] { distillation.loss(batch); });
     TrainLoop loop = make_loop(*student);
-    const Timing t =
-        timed([&] { loop.run(batch, [&](const Batch& part) { return distillation.loss(part); }); });
+    const auto step = [&] { loop.run(batch, [&](const Batch& part) { return distillation.loss(part); }); };
+    const Timing t = timed(step);
     tell_capture(loop.captured(), loop.capture_fallback());
+    loop.set_capture(false);
+    profile_steps(*student, state_of(*student), step);
     return t;
   }
 

@@ -1,5 +1,6 @@
 #pragma once
 // Times of a whole model: inference, a training step, a profile of its attention, a step of distillation.
+#include <filesystem>
 #include <optional>
 
 #include "apps/bench/timing.h"
@@ -22,6 +23,9 @@ struct ModelJob {
   LoopConfig loop;                 // train, distill; `batch` is set from the above
   double label_smoothing = 0.1;
   bool tiny = false;  // for tests: see ceilings()
+  /// So many steps are profiled once the step has been timed, into this folder: see nn/prof/step_profile.h.
+  int64_t profile_steps = 0;
+  std::filesystem::path profile_folder;
 };
 
 /// One line with the keys of torch_bench.py (what, model, B, ms, img_s, mfu_tflops, peak_gb) and more: see

@@ -182,8 +182,8 @@ std::vector<BenchRow> make_rows() {
 }  // namespace
 
 Json BenchRow::describe() const {
-  return {{"row", name},        {"on_gpu", on_gpu},     {"must", must},
-          {"against", against}, {"must_own", must_own}, {"must_memory", must_memory}};
+  return {{"row", name},          {"on_gpu", on_gpu},           {"must", must},      {"against", against},
+          {"must_own", must_own}, {"must_memory", must_memory}, {"threads", threads}};
 }
 
 Json BenchRow::time(const RowContext& context) const {

@@ -27,7 +27,7 @@ struct BenchRow {
   int threads = 0;           // of the CPU
   std::function<Json(const RowContext&)> run;
 
-  /// Keys row, on_gpu, must, against, must_own, must_memory.
+  /// Keys row, on_gpu, must, against, must_own, must_memory, threads.
   Json describe() const;
   /// The row's line, with key "row". Throws Error{usage} when it needs a GPU and there is none.
   Json time(const RowContext& context) const;

@@ -107,11 +107,25 @@ TEST_F(Bench, WritesAReportWhereItIsAskedTo) {
   EXPECT_TRUE(snapshot(folder_ / "x").contains("report.html"));
 }
 
+TEST_F(Bench, ProfilesStepsWhereItIsAskedTo) {
+  expect_success(
+      run("bench", Words{"model"} + tiny_model() +
+                       Words{"bench.tiny=true", "bench.samples=3", "bench.sample_s=0", "bench.batch=2",
+                             "bench.mode=[infer,train]", "bench.profile_steps=2", "out.dir=x"}));
+  const auto files = snapshot(folder_ / "x");
+  for (const char* name : {"infer-2/profile.md", "infer-2/trace.json", "train-2/trace.json"})
+    EXPECT_TRUE(files.contains(name)) << name;
+  const std::string table = files.at("train-2/profile.md");
+  for (const char* part :
+       {"(2 steps recorded, 2 timed without spans)", "| mlp | backward |", "| adamw | update |"})
+    EXPECT_NE(table.find(part), std::string::npos) << part << " is missing in\n" << table;
+}
+
 TEST_F(Bench, TimesEveryRowAtSmallSize) {
   std::vector<std::string> listed;
   for (const Json& row : lines({"row", "list"})) {
     listed.push_back(row.at("row"));
-    for (const char* key : {"on_gpu", "must", "against", "must_own", "must_memory"})
+    for (const char* key : {"on_gpu", "must", "against", "must_own", "must_memory", "commit"})
       EXPECT_TRUE(row.contains(key)) << row;
   }
   EXPECT_EQ(std::set<std::string>(listed.begin(), listed.end()).size(), listed.size());
@@ -164,6 +178,7 @@ TEST_F(Bench, RefusesWhatItDoesNotKnow) {
   refused({"wombat"}, {"'wombat'", "verb"});
   refused({"model", "bench.mode=sing"}, {"bench.mode", "infer"});
   refused({"model", "bench.batch=0"}, {"bench.batch"});
+  refused({"model", "bench.profile_steps=2"}, {"bench.profile_steps", "out.dir"});
   refused(Words{"model", "bench.mode=distill", "bench.mixer=identity", "bench.batch=1"} + tiny_model(),
           {"bench.mixer=identity"});
   if (device_under_test() == "cpu") {
