@@ -28,6 +28,14 @@ ModelConfig tiny_model() {
   return m;
 }
 
+/// The same with a BiLSTM in the place of every attention.
+ModelConfig student_of(ModelConfig m, int64_t depth) {
+  Replacement all;
+  for (int64_t i = 0; i < depth; ++i) all.blocks.push_back(i);
+  m.replace = {all};
+  return m;
+}
+
 ModelConfig deit(char size) {
   ModelConfig m;
   m.name = timm_name(size);
@@ -80,7 +88,7 @@ BenchRow model_row(std::string name, ModelJob job) {
     j.precision = c.precision;
     j.tiny = c.tiny;
     if (c.tiny) {
-      j.model = tiny_model();
+      j.model = j.model.replace.empty() ? tiny_model() : student_of(tiny_model(), 2);
       j.batch = std::min<int64_t>(j.batch, 4);
       if (j.data) j.data = small_data(true);
     }
@@ -155,6 +163,14 @@ std::vector<BenchRow> make_rows() {
   };
   profile('S', false, 1.3);
   profile('S', true, 2.5);
+  const std::vector<std::pair<char, double>> students{{'S', 4}, {'T', 4}, {'B', 2.7}};
+  for (auto [size, must] : students)
+    for (int64_t batch : {256, 1}) {
+      ModelJob job{.model = student_of(deit(size), 12), .mode = "infer", .batch = batch};
+      add(model_row(fmt::format("student_{}_{}", size, batch), std::move(job)), batch > 1     ? must
+                                                                                : size == 'S' ? 7.3
+                                                                                              : 0);
+    }
   deit_row("distill", 'S', 128, {.mode = "distill"}, 3);
   ModelJob small{.model = small_model(), .mode = "train", .batch = 1024, .data = small_data(false)};
   add(model_row("small_train_1024", small), 1.6);

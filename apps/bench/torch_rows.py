@@ -272,6 +272,34 @@ def distill(job, mode):
     return (graphed(step) if graph else step), None
 
 
+class Replaced(nn.Module):
+    """Attention's place with something else up to the head outputs; the projection stays."""
+
+    def __init__(self, core, proj):
+        super().__init__()
+        self.core, self.proj = core, proj
+
+    def forward(self, x, **_):
+        return self.proj(self.core(x))
+
+
+def student(job, mode):
+    """Inference with a BiLSTM in the place of every attention."""
+    form, dtype = lstm_of(mode)
+    model = job.model()
+    for block in model.blocks:
+        block.attn = Replaced(form(model.embed_dim, block.attn.num_heads), block.attn.proj)
+    dtype = torch.float32 if job.cpu else dtype
+    model = model.eval().to(job.device, dtype)
+    x = job.images(model, dtype)
+
+    def step():
+        with torch.inference_mode():
+            model(x)
+
+    return (graphed(step) if mode.endswith("graph") else step), None
+
+
 def lstm(job, mode):
     """The recurrent part of one layer, forward and backward."""
     model = job.model()
@@ -375,7 +403,7 @@ def small_train(job, mode):
 LSTM_MODES = ["wide", "heads", "wide_graph", "heads_graph"]
 KINDS = {
     "train": (train, COMPILED), "infer": (infer, COMPILED), "profile_stream": (profile, COMPILED[:3]),
-    "profile_all": (profile, COMPILED[:3]), "distill": (distill, LSTM_MODES), "small_train": (small_train, COMPILED),
+    "profile_all": (profile, COMPILED[:3]), "distill": (distill, LSTM_MODES), "student": (student, LSTM_MODES), "small_train": (small_train, COMPILED),
     "lstm": (lstm, ["wide", "wide_graph", "heads_graph", "wide_bf16_graph"]),
     "attention": (attention, ["flash_graph", "cudnn_graph", "flash", "cudnn"]),
     "cpu_infer": (infer, ["eager", "default"]), "cpu_train": (train, ["eager", "default"]),

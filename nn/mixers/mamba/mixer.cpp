@@ -157,7 +157,7 @@ MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
   const int64_t products = o.conv + r + 2 * n + r;  // a channel and direction: convolution, x_proj, dt_proj
   const MixerLedger core{2 * c * c + orders * 2 * c * (products + n + 3),
                          t * (2 * c * c + orders * 2 * c * (products + 2 * n)),
-                         1 + std::bit_width(uint64_t(t > 0 ? t - 1 : 0))};
+                         1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)))};
   return skeleton_ledger(s, t, core, 2 * s.head_dim(), kParts);
 }
 
