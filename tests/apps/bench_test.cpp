@@ -59,8 +59,12 @@ TEST_F(Bench, SweepsMixersOverLengthsAndBatches) {
                 1e-6);
     seen.insert(row.at("mixer").get<std::string>() + " " + std::to_string(row.at("tokens").get<int64_t>()) +
                 " " + std::to_string(row.at("B").get<int64_t>()) + " " + row.at("pass").get<std::string>());
-    if (row.at("mixer") == "bilstm") EXPECT_EQ(row.at("depth"), row.at("tokens"));
-    if (row.at("mixer") == "identity") EXPECT_EQ(row.at("params"), 0);
+    if (row.at("mixer") == "bilstm") {
+      EXPECT_EQ(row.at("depth"), row.at("tokens"));
+    }
+    if (row.at("mixer") == "identity") {
+      EXPECT_EQ(row.at("params"), 0);
+    }
   }
   EXPECT_EQ(seen.size(), rows.size());
   EXPECT_EQ(rows[0].at("mixer"), "attention");
