@@ -18,8 +18,9 @@ struct alignas(128) TensorMap {
 TensorMap tensor_map(const bf16* data, int64_t rows, int64_t columns, int box_rows);
 
 /// The same for a view of [images][rows][columns]: rows that an image does not have are read as 0 and not
-/// written. Boxes lie within one image.
-TensorMap tensor_map(const bf16* data, int64_t images, int64_t rows, int64_t columns, int box_rows);
+/// written. A box has `box_rows` rows of `box_images` images (1 row if more than 1 image).
+TensorMap tensor_map(const bf16* data, int64_t images, int64_t rows, int64_t columns, int box_rows,
+                     int box_images = 1);
 
 /// Whether the driver can make one.
 bool tensor_maps_supported() noexcept;

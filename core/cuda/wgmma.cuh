@@ -165,15 +165,22 @@ __device__ __forceinline__ void pin(float (&d)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(d[i])::"memory");
 }
 
-#define OCCAM_F8(d, i)                                                                        \
-  "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3]), "+f"(d[i + 4]), "+f"(d[i + 5]), \
-      "+f"(d[i + 6]), "+f"(d[i + 7])
+#define OCCAM_F4(d, i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define OCCAM_F8(d, i) OCCAM_F4(d, i), OCCAM_F4(d, i + 4)
 
 /// d [64][kN] (+)= a b; both from shared memory. kAcross: whose steps of the sum are rows. `add` false: d is
 /// overwritten.
 template <int kN, bool kAcrossA, bool kAcrossB>
 __device__ __forceinline__ void wgmma(float* d, uint32_t a, uint32_t b, bool add) {
-  static_assert(kN == 16 || kN == 32 || kN == 64 || kN == 128 || kN == 192);
+  static_assert(kN == 8 || kN == 16 || kN == 24 || kN == 32 || kN == 64 || kN == 128 || kN == 192);
+  if constexpr (kN == 8)
+    asm volatile(
+        "{\n" OCCAM_OPERAND("a", "%4") OCCAM_OPERAND("b", "%5") ".reg .pred p;\nsetp.ne.b32 p, %6, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n8k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3"
+        "}, a, b, p, 1, 1, %7, %8;\n}\n"
+        : OCCAM_F4(d, 0)
+        : "r"(a), "r"(b), "r"(int(add)), "n"(int(kAcrossA)), "n"(int(kAcrossB)));
   if constexpr (kN == 16)
     asm volatile(
         "{\n" OCCAM_OPERAND("a", "%8") OCCAM_OPERAND("b", "%9") ".reg .pred p;\nsetp.ne.b32 p, %10, 0;\n"
@@ -181,6 +188,14 @@ __device__ __forceinline__ void wgmma(float* d, uint32_t a, uint32_t b, bool add
         "%0, %1, %2, %3, %4, %5, %6, %7"
         "}, a, b, p, 1, 1, %11, %12;\n}\n"
         : OCCAM_F8(d, 0)
+        : "r"(a), "r"(b), "r"(int(add)), "n"(int(kAcrossA)), "n"(int(kAcrossB)));
+  if constexpr (kN == 24)
+    asm volatile(
+        "{\n" OCCAM_OPERAND("a", "%12") OCCAM_OPERAND("b", "%13") ".reg .pred p;\nsetp.ne.b32 p, %14, 0;\n"
+        "wgmma.mma_async.sync.aligned.m64n24k16.f32.bf16.bf16 {"
+        "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11"
+        "}, a, b, p, 1, 1, %15, %16;\n}\n"
+        : OCCAM_F8(d, 0), OCCAM_F4(d, 8)
         : "r"(a), "r"(b), "r"(int(add)), "n"(int(kAcrossA)), "n"(int(kAcrossB)));
   if constexpr (kN == 32)
     asm volatile(
@@ -239,6 +254,7 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[32], const uint32_t (
 }
 
 #undef OCCAM_F8
+#undef OCCAM_F4
 #undef OCCAM_OPERAND
 
 /// Moves registers between warpgroups: all four warps call it, and the kernel has __launch_bounds__(t, 1).

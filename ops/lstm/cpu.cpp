@@ -50,7 +50,7 @@ OCCAM_VECTORIZED void step_back(const T* gates, const T* c_before, const T* gy, 
 // once.
 
 constexpr int64_t kColumns = 64;  // the matrix has a multiple of these, the last ones 0
-constexpr int kPack = 8;         // numbers in a vector; the compiler splits it where registers are shorter
+constexpr int kPack = 8;          // numbers in a vector; the compiler splits it where registers are shorter
 
 /// w_hh [4w,w] as [w,columns] for times_states.
 template <class T>

@@ -2,6 +2,8 @@
 // The recurrence between the products: what cannot be one large product.
 #include <cstdint>
 
+#include "core/half.h"
+
 namespace occam::kernels {
 
 struct LstmShape {
@@ -26,6 +28,24 @@ struct LstmBackward {
   const T *cells = nullptr, *gy = nullptr;  // [b,t,h,2w]
   T* g_gates = nullptr;                     // [2,h,b,t,4w]: gradient of the gates before their activation
 };
+
+/// Backward of bf16 heads, all of it in one pass over time (kernel_fused_bwd.cu).
+struct LstmFusedBackward {
+  LstmShape s;
+  int images = 0;  // that a block carries through time
+  const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
+  const bf16 *y = nullptr, *cells = nullptr, *gy = nullptr;
+  bf16* gx = nullptr;
+  float *gw_ih = nullptr, *gw_hh = nullptr, *gb_ih = nullptr, *gb_hh = nullptr;
+  // What blocks make: gx of either direction, laid out like y; of the weights' gradients a part for each
+  // `images` images, [parts,2,h,256,128] and [parts,2,h,256].
+  bf16* gx_parts = nullptr;
+  float *gw_parts = nullptr, *gb_parts = nullptr;
+};
+/// How many images a block should have; 0 where the fused form does not fit: it needs x (of `width`) and
+/// states of width 64, pointers at multiples of 16 bytes and a Hopper GPU.
+int lstm_bwd_images(const LstmFusedBackward& a, int64_t width);
+void lstm_bwd_fused(const LstmFusedBackward& a, void* stream);
 
 template <class T>
 void lstm_fwd_cpu(const LstmForward<T, T>& a);

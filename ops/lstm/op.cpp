@@ -50,6 +50,19 @@ struct LstmOp {
     Tensor x = c.saved(0), w_ih = c.saved(1), w_hh = c.saved(2), b_ih = c.saved(3), b_hh = c.saved(4),
            cells = c.saved(6);
     kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
+    if (x.is_cuda() && x.dtype() == DType::bf16 && x.numel() > 0) {
+      kernels::LstmFusedBackward a{.s = s,
+                                   .x = x.data<bf16>(),
+                                   .w_ih = w_ih.data<bf16>(),
+                                   .w_hh = w_hh.data<bf16>(),
+                                   .b_ih = b_ih.data<bf16>(),
+                                   .b_hh = b_hh.data<bf16>(),
+                                   .y = c.saved(5).data<bf16>(),
+                                   .cells = cells.data<bf16>(),
+                                   .gy = gy[0].data<bf16>()};
+      OCCAM_ON_CUDA(a.images = kernels::lstm_bwd_images(a, x.size(3)));
+      if (a.images > 0) return backward_fused(c, x, a);
+    }
     Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x)), before = states_before(c.saved(5));
     if (g_gates.numel() > 0) {
       Tensor z = input_part(x, w_ih);
@@ -150,6 +163,26 @@ struct LstmOp {
   }
 
  private:
+  static Grads backward_fused(Ctx& c, const Tensor& x, kernels::LstmFusedBackward a) {
+    const TensorOptions f32{DType::f32, x.device()};
+    const int64_t parts = (a.s.b + a.images - 1) / a.images;
+    Grads grads{empty_like(x), empty(c.shape_of(1), f32), empty(c.shape_of(2), f32),
+                empty(c.shape_of(3), f32), empty(c.shape_of(4), f32)};
+    Tensor gx = empty({2 * x.numel()}, options_of(x)), weights = empty({parts, 2 * grads[1].numel()}, f32),
+           biases = empty({parts, grads[3].numel()}, f32);
+    a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
+    a.gw_ih = grads[1].data<float>(), a.gw_hh = grads[2].data<float>(), a.gw_parts = weights.data<float>();
+    a.gb_ih = grads[3].data<float>(), a.gb_hh = grads[4].data<float>(), a.gb_parts = biases.data<float>();
+    OCCAM_ON_CUDA(kernels::lstm_bwd_fused(a, current_stream(x.device()).handle));
+    for (size_t i = 0; i < 5; ++i) {
+      if (!c.needs(i))
+        grads[i] = Tensor();
+      else if (i > 0 && c.grad_dtype_of(i) != DType::f32)
+        grads[i] = raw::to(grads[i], x.dtype());
+    }
+    return grads;
+  }
+
   /// w_ih x of every token, [2,h,b,t,4w]; f32 beside bf16.
   static Tensor input_part(const Tensor& x, const Tensor& w_ih) {
     int64_t tokens = x.size(0) * x.size(1), heads = x.size(2), width = x.size(3), gates = w_ih.size(2);

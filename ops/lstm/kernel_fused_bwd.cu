@@ -1,0 +1,574 @@
+// Backward of bf16 heads of width 64 on Hopper in one pass over time, from x, y, c and gy to the gradients of
+// x, weights and biases: README.md, "Backward on Hopper". A block has a (direction, head) and kImages images,
+// and four warpgroups that pass tiles on through shared memory:
+//   gates    z = W [x_t; h_{t-1}] of a step, activated: the factors of the cell's way back
+//   chain    dh = gy + W_hh' dz of the step after; dc; dz, with the factors
+//   weights  two of them, a pair of steps at a time: dW += dz [x; h]', half of the gates each, and
+//            dx = W_ih' dz of one step each
+#include "core/cuda/launch.h"
+#include "core/cuda/math.cuh"
+#include "core/cuda/reduce.cuh"
+#include "core/cuda/wgmma.cuh"
+#include "ops/lstm/kernel.h"
+
+namespace occam::kernels {
+
+using namespace cuda;
+
+namespace {
+
+constexpr int kWidth = 64, kGates = 4 * kWidth, kGroup = 128;
+#ifdef OCCAM_WARPGROUP
+constexpr int kThreads = 4 * kGroup;
+#else
+constexpr int kThreads = 32;  // tells the host that the kernel is empty
+#endif
+constexpr int kInputSlots = 3, kSlots = 2;  // pairs of steps that are on their way; factors: steps
+constexpr uint32_t kWeightBytes = kGates * kSwizzleRow;
+
+/// Shared memory, offsets in bytes. Tiles have a row an image, a pair of steps one tile below the other.
+template <int kImages>
+struct Room {
+  static constexpr uint32_t kStep = kImages * kSwizzleRow, kPair = 2 * kStep;
+  static constexpr uint32_t kFactors = kImages * kWidth * 6 * 2;  // of a step: 6 in f16
+  static constexpr uint32_t w_ih = 0, w_hh = kWeightBytes;        // [4 w] rows
+  static constexpr uint32_t inputs = 2 * kWeightBytes;            // slots of [x, h]
+  static constexpr uint32_t cells = inputs + kInputSlots * 2 * kPair;
+  static constexpr uint32_t gy = cells + kSlots * kPair;
+  static constexpr uint32_t gz = gy + kSlots * kPair;      // slots of a tile a gate
+  static constexpr uint32_t gx = gz + kSlots * 4 * kPair;  // on its way out
+  static constexpr uint32_t factors = gx + kPair;
+  static constexpr uint32_t barriers = factors + kSlots * kFactors;
+  static constexpr uint32_t bytes = barriers + 256 + 1024;  // 1024: for its alignment
+};
+/// Barriers, 8 bytes each, by number: `full` and what frees.
+constexpr int kInputsFull = 0, kInputsFree = kInputsFull + kInputSlots,
+              kCellsFull = kInputsFree + kInputSlots, kGyFull = kCellsFull + kSlots,
+              kFactorsFull = kGyFull + kSlots, kFactorsFree = kFactorsFull + kSlots,
+              kGzFull = kFactorsFree + kSlots, kGzFree = kGzFull + kSlots;
+
+struct Maps {
+  TensorMap x, y, cells, gy, gx;
+};
+
+#ifdef OCCAM_WARPGROUP
+
+__device__ __forceinline__ float tanh_fast(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+/// {low, high} in f16.
+__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
+  uint32_t packed;
+  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
+  return packed;
+}
+__device__ __forceinline__ void unpack_f16(uint32_t packed, float (&pair)[2]) {
+  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
+      : "=f"(pair[0]), "=f"(pair[1])
+      : "r"(packed));
+}
+__device__ __forceinline__ float low(uint32_t packed) { return __uint_as_float(packed << 16); }
+__device__ __forceinline__ float high(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
+
+/// The warp's 16 units of kImages images between a tile and registers: r[image / 8][unit / 8] holds of unit
+/// lane / 4 the images 2 (lane % 4) and the next, as products hold them.
+template <int kImages>
+__device__ __forceinline__ uint32_t address_of(uint32_t tile, int warp, int lane, int images) {
+  const int row = images + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
+  return tile + uint32_t(tile_at(row, piece)) * 2;
+}
+template <int kImages>
+__device__ __forceinline__ void load_units(uint32_t (&r)[kImages / 8][2], uint32_t tile, int warp, int lane) {
+#pragma unroll
+  for (int j = 0; j + 2 <= kImages / 8; j += 2)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[j][0]), "=r"(r[j][1]), "=r"(r[j + 1][0]), "=r"(r[j + 1][1])
+                 : "r"(address_of<kImages>(tile, warp, lane, j * 8))
+                 : "memory");
+  if constexpr (kImages / 8 % 2 == 1)
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
+                 : "=r"(r[kImages / 8 - 1][0]), "=r"(r[kImages / 8 - 1][1])
+                 : "r"(address_of<kImages>(tile, warp, lane % 16, kImages - 8))
+                 : "memory");
+}
+template <int kImages>
+__device__ __forceinline__ void store_units(const uint32_t (&r)[kImages / 8][2], uint32_t tile, int warp,
+                                            int lane) {
+#pragma unroll
+  for (int j = 0; j + 2 <= kImages / 8; j += 2)
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
+                     address_of<kImages>(tile, warp, lane, j * 8)),
+                 "r"(r[j][0]), "r"(r[j][1]), "r"(r[j + 1][0]), "r"(r[j + 1][1])
+                 : "memory");
+  if constexpr (kImages / 8 % 2 == 1)
+    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(
+                     address_of<kImages>(tile, warp, lane % 16, kImages - 8)),
+                 "r"(r[kImages / 8 - 1][0]), "r"(r[kImages / 8 - 1][1])
+                 : "memory");
+}
+
+/// What the warpgroups know of their block.
+struct Work {
+  uint32_t room, barriers;  // addresses in shared memory
+  int t, pairs, direction, head, heads, first;
+  int64_t which;  // direction * heads + head
+
+  __device__ __forceinline__ uint32_t barrier(int at) const { return barriers + 8 * uint32_t(at); }
+  /// Step n of the direction; outside the image when n is: copies bring zeros and take nothing.
+  __device__ __forceinline__ int token(int n) const { return direction == 0 ? n : t - 1 - n; }
+  /// The later step of a pair, of which pair 0 comes first; t when t is odd and the pair is 0.
+  __device__ __forceinline__ int later(int pair) const { return 2 * (pairs - 1 - pair) + 1; }
+  __device__ __forceinline__ void wait(int first_barrier, int slots, int at) const {
+    barrier_wait(barrier(first_barrier + at % slots), uint32_t(at / slots % 2));
+  }
+  __device__ __forceinline__ void arrive(int first_barrier, int slots, int at) const {
+    barrier_arrive(barrier(first_barrier + at % slots));
+  }
+};
+
+/// x and h_{t-1} of a pair; by one thread, like the next two.
+template <int kImages>
+__device__ __forceinline__ void fetch_inputs(const Work& w, const Maps& maps, int pair) {
+  using R = Room<kImages>;
+  const uint32_t done = w.barrier(kInputsFull + pair % kInputSlots),
+                 to = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair;
+  barrier_expect(done, 2 * R::kPair);
+#pragma unroll
+  for (int s = 0; s < 2; ++s) {
+    const int n = w.later(pair) - s;
+    load_box(to + s * R::kStep, &maps.x, w.head * kWidth, w.token(n), w.first, done);
+    load_box(to + R::kPair + s * R::kStep, &maps.y, (w.head * 2 + w.direction) * kWidth, w.token(n - 1),
+             w.first, done);
+  }
+}
+/// A pair of a tensor that is laid out like y, of the tokens of the steps or (back 1) of those before.
+template <int kImages>
+__device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint32_t slots, int full, int pair,
+                                      int back) {
+  using R = Room<kImages>;
+  const uint32_t done = w.barrier(full + pair % kSlots),
+                 to = w.room + slots + uint32_t(pair % kSlots) * R::kPair;
+  barrier_expect(done, R::kPair);
+#pragma unroll
+  for (int s = 0; s < 2; ++s)
+    load_box(to + s * R::kStep, &map, (w.head * 2 + w.direction) * kWidth, w.token(w.later(pair) - s - back),
+             w.first, done);
+}
+
+// The factors of an element, from gates i, f, g, o and c = f c_before + i g:
+//   dc = dc_after + dh A    dz = (dc P, dc Q, dc R, dh S)    dc_before = dc f
+//   A = o (1 - tanh^2 c)    P = g i (1 - i)    Q = c_before f (1 - f)    R = i (1 - g^2)
+//   S = tanh(c) o (1 - o)
+// A thread writes those of its elements, [image / 8][3] pieces of 16 bytes, for the thread of the chain that
+// has the same elements.
+
+template <int kImages>
+__device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf16* b_ih, const bf16* b_hh) {
+  using R = Room<kImages>;
+  const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
+  float bias[4][2];  // sigmoid(z) = 1/2 + 1/2 tanh(z / 2), so half of it but for g
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int64_t at = w.which * kGates + q * kWidth + warp * 16 + half * 8 + lane / 4;
+      bias[q][half] = (to_acc(b_ih[at]) + to_acc(b_hh[at])) * (q == 2 ? 1.0f : 0.5f);
+    }
+  const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
+  for (int pair = 0; pair < w.pairs; ++pair) {
+    w.wait(kInputsFull, kInputSlots, pair);
+    w.wait(kCellsFull, kSlots, pair);
+#pragma unroll 1
+    for (int s = 0; s < 2; ++s) {
+      const uint32_t x = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair + s * R::kStep;
+      const uint32_t ox = operand(x), oh = operand(x + R::kPair);
+      float z[4][kImages / 2];
+      wgmma_fence();
+#pragma unroll
+      for (int q = 0; q < 4; ++q) {
+        const uint32_t gate = q * (kWidth * kSwizzleRow / 16);
+#pragma unroll
+        for (int k = 0; k < kWidth / 16; ++k)
+          wgmma<kImages, false, false>(z[q], w_ih + gate + k * kStepAlong, ox + k * kStepAlong, k > 0);
+#pragma unroll
+        for (int k = 0; k < kWidth / 16; ++k)
+          wgmma<kImages, false, false>(z[q], w_hh + gate + k * kStepAlong, oh + k * kStepAlong, true);
+      }
+      wgmma_commit();
+      uint32_t before[kImages / 8][2];
+      load_units<kImages>(before, w.room + R::cells + uint32_t(pair % kSlots) * R::kPair + s * R::kStep, warp,
+                          lane);
+      wgmma_wait<0>();
+#pragma unroll
+      for (int q = 0; q < 4; ++q) pin(z[q]);
+      const int step = 2 * pair + s;
+      if (step >= kSlots) w.wait(kFactorsFree, kSlots, step - kSlots);
+      const uint32_t to = w.room + R::factors + uint32_t(step % kSlots) * R::kFactors + uint32_t(thread) * 16;
+#pragma unroll
+      for (int j = 0; j < kImages / 8; ++j) {
+        uint32_t words[12];
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float factor[6][2];
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            const int at = 4 * j + 2 * half + e;
+            const float i = fmaf(tanh_fast(fmaf(z[0][at], 0.5f, bias[0][half])), 0.5f, 0.5f);
+            const float f = fmaf(tanh_fast(fmaf(z[1][at], 0.5f, bias[1][half])), 0.5f, 0.5f);
+            const float g = tanh_fast(z[2][at] + bias[2][half]);
+            const float o = fmaf(tanh_fast(fmaf(z[3][at], 0.5f, bias[3][half])), 0.5f, 0.5f);
+            const float c_before = e == 0 ? low(before[j][half]) : high(before[j][half]);
+            const float ig = i * g, tc = tanh_fast(fmaf(f, c_before, ig));
+            factor[0][e] = fmaf(-tc * o, tc, o);
+            factor[1][e] = fmaf(-ig, i, ig);
+            factor[2][e] = c_before * fmaf(-f, f, f);
+            factor[3][e] = fmaf(-ig, g, i);
+            factor[4][e] = tc * fmaf(-o, o, o);
+            factor[5][e] = f;
+          }
+#pragma unroll
+          for (int n = 0; n < 6; ++n) words[half * 6 + n] = pack_f16(factor[n][0], factor[n][1]);
+        }
+#pragma unroll
+        for (int v = 0; v < 3; ++v)
+          asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (j * 3 + v) * kGroup * 16),
+                       "r"(words[4 * v]), "r"(words[4 * v + 1]), "r"(words[4 * v + 2]), "r"(words[4 * v + 3])
+                       : "memory");
+      }
+      __syncwarp();
+      if (lane == 0) w.arrive(kFactorsFull, kSlots, step);
+      __syncwarp();
+    }
+    named_sync(1, kGroup);  // the cells of the pair are read
+    if (thread == 0 && pair + kSlots < w.pairs)
+      fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
+    __syncwarp();
+  }
+}
+
+template <int kImages>
+__device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb) {
+  using R = Room<kImages>;
+  const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
+  const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
+  float dh[kImages / 2], dc[kImages / 2] = {}, dx[kImages / 2], sums[4][2] = {};
+  uint32_t gy[kImages / 8][2];
+  auto tile_of = [&](int step) {
+    return w.room + R::gz + uint32_t(step / 2 % kSlots) * 4 * R::kPair + step % 2 * R::kStep;
+  };
+  auto load_gy = [&](int step) {
+    load_units<kImages>(gy, w.room + R::gy + uint32_t(step / 2 % kSlots) * R::kPair + step % 2 * R::kStep,
+                        warp, lane);
+  };
+  // Products of W_hh and W_ih with a step's dz.
+  auto times = [&](float(&d)[kImages / 2], uint32_t weights, uint32_t z) {
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < kGates / 16; ++k)
+      wgmma<kImages, true, false>(d, weights + k * kStepAcross,
+                                  z + k / 4 * (R::kPair / 16) + k % 4 * kStepAlong, k > 0);
+    wgmma_commit();
+  };
+  // dx of a step is made while the cell of the step after is computed, goes to its tile after that and out
+  // of it another step later. Before step 0 it is made of what happens to be there, and not sent.
+  auto keep_dx = [&](int step) {
+    uint32_t packed[kImages / 8][2];
+#pragma unroll
+    for (int j = 0; j < kImages / 8; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half)
+        packed[j][half] = pack_bf16(dx[4 * j + 2 * half], dx[4 * j + 2 * half + 1]);
+    store_units<kImages>(packed, w.room + R::gx + step % 2 * R::kStep, warp, lane);
+  };
+  auto send_dx = [&](int step) {
+    const int token = w.token(2 * w.pairs - 1 - step);
+    if (token >= 0 && token < w.t)
+      store_box(&maps.gx, (w.head * 2 + w.direction) * kWidth, token, w.first,
+                w.room + R::gx + step % 2 * R::kStep);
+  };
+  w.wait(kGyFull, kSlots, 0);
+  load_gy(0);
+  float gh[kImages / 2];  // dh with gy
+#pragma unroll
+  for (int i = 0; i < kImages / 2; ++i)
+    gh[i] = i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]);
+#pragma unroll 1
+  for (int step = 0; step < 2 * w.pairs; ++step) {
+    const int pair = step / 2, s = step % 2;
+    times(dx, w_ih, operand(tile_of(step + 3)));  // of the step before
+    w.wait(kFactorsFull, kSlots, step);
+    if (s == 0 && pair >= kSlots) w.wait(kGzFree, kSlots, pair - kSlots);
+    const uint32_t from = w.room + R::factors + uint32_t(step % kSlots) * R::kFactors + uint32_t(thread) * 16;
+    const uint32_t tile = tile_of(step);
+    uint32_t gz[4][kImages / 8][2];
+#pragma unroll
+    for (int j = 0; j < kImages / 8; ++j) {
+      uint32_t words[12];
+#pragma unroll
+      for (int v = 0; v < 3; ++v)
+        asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
+                     : "=r"(words[4 * v]), "=r"(words[4 * v + 1]), "=r"(words[4 * v + 2]),
+                       "=r"(words[4 * v + 3])
+                     : "r"(from + (j * 3 + v) * kGroup * 16)
+                     : "memory");
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        float factor[6][2], d[4][2];
+#pragma unroll
+        for (int n = 0; n < 6; ++n) unpack_f16(words[half * 6 + n], factor[n]);
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          const int at = 4 * j + 2 * half + e;
+          const float c = fmaf(gh[at], factor[0][e], dc[at]);
+          d[0][e] = c * factor[1][e];
+          d[1][e] = c * factor[2][e];
+          d[2][e] = c * factor[3][e];
+          d[3][e] = gh[at] * factor[4][e];
+          dc[at] = c * factor[5][e];
+        }
+#pragma unroll
+        for (int q = 0; q < 4; ++q) {
+          gz[q][j][half] = pack_bf16(d[q][0], d[q][1]);
+          sums[q][half] += d[q][0] + d[q][1];
+        }
+      }
+    }
+#pragma unroll
+    for (int q = 0; q < 4; ++q) store_units<kImages>(gz[q], tile + q * R::kPair, warp, lane);
+    fence_async();
+    if (thread == 0) store_wait_read<0>();
+    __syncwarp();
+    named_sync(2, kGroup);
+    if (thread == 0) {
+      w.arrive(kFactorsFree, kSlots, step);
+      if (s == 1) {
+        w.arrive(kGzFull, kSlots, pair);
+        if (pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
+      }
+      if (step >= 2) send_dx(step - 2);
+    }
+    __syncwarp();
+    times(dh, w_hh, operand(tile));
+    wgmma_wait<1>();
+    pin(dx);
+    keep_dx(step + 1);  // of the step before
+    if (s == 1 && pair + 1 < w.pairs) w.wait(kGyFull, kSlots, pair + 1);
+    load_gy(step + 1);
+    wgmma_wait<0>();
+    pin(dh);
+#pragma unroll
+    for (int i = 0; i < kImages / 2; ++i)
+      gh[i] = dh[i] + (i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]));
+  }
+  times(dx, w_ih, operand(tile_of(2 * w.pairs - 1)));
+  if (thread == 0) store_wait_read<0>();
+  named_sync(2, kGroup);
+  wgmma_wait<0>();
+  pin(dx);
+  keep_dx(2 * w.pairs - 1);
+  fence_async();
+  named_sync(2, kGroup);
+  if (thread == 0) {
+    send_dx(2 * w.pairs - 2);
+    send_dx(2 * w.pairs - 1);
+    store_wait_read<0>();
+  }
+#pragma unroll
+  for (int q = 0; q < 4; ++q)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float sum = warp_reduce<4>(sums[q][half], SumOp{});
+      if (lane % 4 == 0) gb[q * kWidth + warp * 16 + half * 8 + lane / 4] = sum;
+    }
+}
+
+template <int kImages>
+__device__ __forceinline__ void weights(const Work& w, const Maps& maps, int group, float* gw) {
+  using R = Room<kImages>;
+  const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
+  float sums[2][64] = {};
+#pragma unroll 1
+  for (int pair = 0; pair < w.pairs; ++pair) {
+    w.wait(kInputsFull, kInputSlots, pair);
+    w.wait(kGzFull, kSlots, pair);
+    const uint32_t z = w.room + R::gz + (uint32_t(pair % kSlots) * 4 + 2 * group) * R::kPair;
+    const uint32_t xh = operand(w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair, R::kPair);
+    wgmma_fence();
+#pragma unroll
+    for (int k = 0; k < 2 * kImages / 16; ++k)
+#pragma unroll
+      for (int q = 0; q < 2; ++q)
+        wgmma<128, true, true>(sums[q], operand(z) + q * (R::kPair / 16) + k * kStepAcross,
+                               xh + k * kStepAcross, true);
+    wgmma_commit();
+    wgmma_wait<0>();
+    pin(sums[0]);
+    pin(sums[1]);
+    if (lane == 0) {
+      w.arrive(kGzFree, kSlots, pair);
+      w.arrive(kInputsFree, kInputSlots, pair);
+    }
+    if (group == 0 && thread == 0 && pair + kInputSlots < w.pairs) {
+      w.wait(kInputsFree, kInputSlots, pair);
+      fetch_inputs<kImages>(w, maps, pair + kInputSlots);
+    }
+    __syncwarp();
+  }
+#pragma unroll
+  for (int q = 0; q < 2; ++q)
+#pragma unroll
+    for (int j = 0; j < 16; ++j)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        const int row = (2 * group + q) * kWidth + warp * 16 + half * 8 + lane / 4;
+        *reinterpret_cast<float2*>(gw + row * 2 * kWidth + j * 8 + lane % 4 * 2) =
+            make_float2(sums[q][4 * j + 2 * half], sums[q][4 * j + 2 * half + 1]);
+      }
+}
+
+#endif
+
+template <int kImages>
+__global__ void __launch_bounds__(kThreads, 1)
+    lstm_bwd_pass(LstmFusedBackward a, const __grid_constant__ Maps maps) {
+#ifdef OCCAM_WARPGROUP
+  using R = Room<kImages>;
+  extern __shared__ unsigned char dynamic[];
+  unsigned char* room = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
+  Work w{.room = shared_address(room),
+         .barriers = shared_address(room) + R::barriers,
+         .t = int(a.s.t),
+         .pairs = int(a.s.t + 1) / 2,
+         .direction = int(blockIdx.y) / int(a.s.h),
+         .head = int(blockIdx.y) % int(a.s.h),
+         .heads = int(a.s.h),
+         .first = int(blockIdx.x) * kImages,
+         .which = blockIdx.y};
+  for (int i = int(threadIdx.x); i < 2 * kGates * 8; i += kThreads) {
+    const int row = i / 8, piece = i % 8;
+    const bf16* from =
+        (row < kGates ? a.w_ih : a.w_hh) + (w.which * kGates + row % kGates) * kWidth + piece * 8;
+    *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = *reinterpret_cast<const uint4*>(from);
+  }
+  if (threadIdx.x == 0) {
+    for (int i = 0; i < kInputSlots; ++i) {
+      barrier_init(w.barrier(kInputsFull + i), 1);
+      barrier_init(w.barrier(kInputsFree + i), 8);
+    }
+    for (int i = 0; i < kSlots; ++i) {
+      barrier_init(w.barrier(kCellsFull + i), 1);
+      barrier_init(w.barrier(kGyFull + i), 1);
+      barrier_init(w.barrier(kFactorsFull + i), 4);
+      barrier_init(w.barrier(kFactorsFree + i), 1);
+      barrier_init(w.barrier(kGzFull + i), 1);
+      barrier_init(w.barrier(kGzFree + i), 8);
+    }
+    barrier_init_fence();
+    for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
+    for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
+      fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
+      fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
+    }
+  }
+  fence_async();
+  __syncthreads();
+  const int64_t tile = (int64_t(blockIdx.x) * gridDim.y + w.which);
+  const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroup, 0);
+  if (group < 2) {
+    more_registers<160>();
+    weights<kImages>(w, maps, group, a.gw_parts + tile * kGates * 2 * kWidth);
+  } else if (group == 2) {
+    fewer_registers<96>();
+    gates<kImages>(w, maps, a.b_ih, a.b_hh);
+  } else {
+    fewer_registers<96>();
+    chain<kImages>(w, maps, a.gb_parts + tile * kGates);
+  }
+#endif
+}
+
+/// The sums of what the blocks made, in a fixed order: of the two directions of gx, of the parts of the
+/// weights' gradients over the images.
+__global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t tiles) {
+  const int64_t heads = 2 * a.s.h, packs = a.s.b * a.s.t * a.s.h * kWidth / 8;
+  const int64_t weights = heads * kGates * 2 * kWidth / 4, biases = heads * kGates / 4;
+  OCCAM_GRID_LOOP(i, weights + biases + packs) {
+    if (i < weights + biases) {
+      const bool is_bias = i >= weights;
+      const int64_t at = is_bias ? i - weights : i, stride = is_bias ? biases : weights;
+      const float4* from = reinterpret_cast<const float4*>(is_bias ? a.gb_parts : a.gw_parts) + at;
+      float4 sum = from[0];
+      for (int64_t n = 1; n < tiles; ++n) {
+        const float4 more = from[n * stride];
+        sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
+      }
+      const int64_t row = at / 32, column = at % 32;  // of the parts: 64 of w_ih, 64 of w_hh
+      if (is_bias) {
+        reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
+        reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
+      } else {
+        reinterpret_cast<float4*>(column < 16 ? a.gw_ih : a.gw_hh)[row * 16 + column % 16] = sum;
+      }
+    } else {
+      const int64_t at = i - weights - biases;
+      const uint4* both = reinterpret_cast<const uint4*>(a.gx_parts) + at / 8 * 16 + at % 8;
+      const uint4 u = both[0], v = both[8];
+      auto add = [](uint32_t p, uint32_t q) {
+        return pack_bf16(__uint_as_float(p << 16) + __uint_as_float(q << 16),
+                         __uint_as_float(p & 0xffff0000u) + __uint_as_float(q & 0xffff0000u));
+      };
+      reinterpret_cast<uint4*>(a.gx)[at] =
+          make_uint4(add(u.x, v.x), add(u.y, v.y), add(u.z, v.z), add(u.w, v.w));
+    }
+  }
+}
+
+template <int kImages>
+void launch(const LstmFusedBackward& a, void* stream) {
+  const LstmShape& s = a.s;
+  const int64_t tiles = div_up<int64_t>(s.b, kImages), row = s.h * kWidth;
+  Maps maps{.x = tensor_map(a.x, s.b, s.t, row, 1, kImages),
+            .y = tensor_map(a.y, s.b, s.t, 2 * row, 1, kImages),
+            .cells = tensor_map(a.cells, s.b, s.t, 2 * row, 1, kImages),
+            .gy = tensor_map(a.gy, s.b, s.t, 2 * row, 1, kImages),
+            .gx = tensor_map(a.gx_parts, s.b, s.t, 2 * row, 1, kImages)};
+  allow_shared(lstm_bwd_pass<kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
+  lstm_bwd_pass<kImages>
+      <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(
+          a, maps);
+  check_launch("lstm_bwd_pass", stream);
+  lstm_bwd_sum<<<grid_for(s.b * s.t * row / 8, 256), 256, 0, as_stream(stream)>>>(a, tiles);
+  check_launch("lstm_bwd_sum", stream);
+}
+
+}  // namespace
+
+int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
+  if (width != kWidth || a.s.w != kWidth || !aligned16(a.x, a.w_ih, a.w_hh, a.y, a.cells, a.gy)) return 0;
+  if (device_limits().capability != 90) return 0;
+  static const bool built = [] {
+    cudaFuncAttributes attributes;
+    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<8>));
+    return attributes.maxThreadsPerBlock == 4 * kGroup;
+  }();
+  if (!built) return 0;
+  // The fewest rounds of blocks, by what a step takes.
+  int best = 24;
+  double least = 1e30;
+  for (int images : {8, 16, 24}) {
+    int64_t blocks = div_up<int64_t>(a.s.b, images) * 2 * a.s.h;
+    double time = double(div_up<int64_t>(blocks, device_limits().sm_count)) * (0.4 + 0.03 * images);
+    if (time < least) least = time, best = images;
+  }
+  return best;
+}
+
+void lstm_bwd_fused(const LstmFusedBackward& a, void* stream) {
+  if (a.images == 8) return launch<8>(a, stream);
+  if (a.images == 16) return launch<16>(a, stream);
+  launch<24>(a, stream);
+}
+
+}  // namespace occam::kernels

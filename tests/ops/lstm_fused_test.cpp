@@ -1,0 +1,66 @@
+// The fused backward of the LSTM with as many images a block as large batches have, against the same heads
+// one at a time, which have the fewest.
+#include <gtest/gtest.h>
+
+#if OCCAM_CUDA
+#include <cmath>
+#include <vector>
+
+#include "autograd/engine.h"
+#include "core/rng.h"
+#include "core/tensor.h"
+#include "ops/lstm/op.h"
+
+namespace occam {
+namespace {
+
+/// y, and the gradients of sum(y * gy).
+std::vector<Tensor> run(std::vector<Tensor> in, const Tensor& gy) {
+  for (Tensor& t : in) set_requires_grad(t, true);
+  Tensor y = lstm(in[0], in[1], in[2], in[3], in[4]);
+  backward(y, gy);
+  std::vector<Tensor> out{detach(y)};
+  for (const Tensor& t : in) out.push_back(grad_of(t));
+  return out;
+}
+
+void expect_near(const Tensor& got, const Tensor& want, const char* what) {
+  const std::vector<double> a = got.to_vector<double>(), b = want.to_vector<double>();
+  ASSERT_EQ(a.size(), b.size());
+  double square = 0;
+  for (double v : b) square += v * v;
+  const double rms = std::sqrt(square / double(b.size()));
+  ASSERT_GT(rms, 0);
+  // Sums of other orders may round to the neighbouring bf16.
+  for (size_t i = 0; i < a.size(); ++i)
+    ASSERT_LE(std::abs(a[i] - b[i]), std::ldexp(rms + std::abs(b[i]), -7)) << what << " " << i;
+}
+
+TEST(LstmFused, BlocksOfMoreImagesAgree) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  constexpr int64_t kHeads = 34, kWidth = 64;  // 68 blocks for each part of the images
+  for (const auto& [b, t] : {std::pair{9, 5}, std::pair{17, 4}, std::pair{40, 3}}) {
+    Rng rng{uint64_t(b)};
+    auto normal = [&](const Shape& s, double deviation) {
+      return raw::to(raw::to(rand_normal(s, 0, deviation, rng), DType::bf16), cuda_device());
+    };
+    const std::vector<Tensor> in{normal({b, t, kHeads, kWidth}, 1),
+                                 normal({2, kHeads, 4 * kWidth, kWidth}, 0.1),
+                                 normal({2, kHeads, 4 * kWidth, kWidth}, 0.1),
+                                 normal({2, kHeads, 4 * kWidth}, 0.1), normal({2, kHeads, 4 * kWidth}, 0.1)};
+    const Tensor gy = normal({b, t, kHeads, 2 * kWidth}, 1);
+    const std::vector<Tensor> all = run(in, gy);
+    for (int64_t head : {0, 1, 33}) {
+      auto of_head = [&](const Tensor& x, int axis) { return raw::clone(raw::slice(x, axis, head, 1)); };
+      std::vector<Tensor> one;
+      for (size_t i = 0; i < 5; ++i) one.push_back(of_head(in[i], i == 0 ? 2 : 1));
+      const std::vector<Tensor> want = run(one, of_head(gy, 2));
+      const char* names[] = {"y", "x", "w_ih", "w_hh", "b_ih", "b_hh"};
+      for (size_t i = 0; i < 6; ++i) expect_near(of_head(all[i], i < 2 ? 2 : 1), want[i], names[i]);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace occam
+#endif
