@@ -47,6 +47,17 @@ struct LstmFusedBackward {
 int lstm_bwd_images(const LstmFusedBackward& a, int64_t width);
 void lstm_bwd_fused(const LstmFusedBackward& a, void* stream);
 
+/// Forward of bf16 heads with the input products in it (kernel_persistent_fwd.cu). `fits`: x (of `width`) and
+/// states of width 64, pointers at multiples of 16 bytes, a GPU with bf16 products.
+struct LstmPersistentForward {
+  LstmShape s;
+  const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
+  bf16 *y = nullptr, *cells = nullptr;  // as of LstmForward
+  int64_t cells_after_y = 0;            // bytes; set by the launch
+};
+bool lstm_fits_persistent(const LstmPersistentForward& a, int64_t width);
+void lstm_fwd_persistent(LstmPersistentForward a, void* stream);
+
 template <class T>
 void lstm_fwd_cpu(const LstmForward<T, T>& a);
 template <class T>

@@ -26,7 +26,7 @@ struct LstmOp {
                 w_hh.shape().str(), w_hh.size(2), s.w, s.w, info.contract);
     Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x)),
            cells = c.recording() ? empty_like(y) : Tensor();
-    if (y.numel() > 0) {
+    if (y.numel() > 0 && !persistent(in, y, cells)) {
       Tensor z = input_part(x, w_ih);
       if (x.is_cuda()) {
         dispatch_cuda(x.dtype(), [&]<class T>() {
@@ -181,6 +181,24 @@ struct LstmOp {
         grads[i] = raw::to(grads[i], x.dtype());
     }
     return grads;
+  }
+
+  /// Runs the persistent form where it fits.
+  static bool persistent(In in, Tensor& y, Tensor& cells) {
+    const Tensor &x = in[0], &w_hh = in[2];
+    if (!x.is_cuda() || x.dtype() != DType::bf16) return false;
+    kernels::LstmPersistentForward a{.s = sizes(x.shape(), w_hh.shape()),
+                                     .x = x.data<bf16>(),
+                                     .w_ih = in[1].data<bf16>(),
+                                     .w_hh = w_hh.data<bf16>(),
+                                     .b_ih = in[3].data<bf16>(),
+                                     .b_hh = in[4].data<bf16>(),
+                                     .y = y.data<bf16>(),
+                                     .cells = cells ? cells.data<bf16>() : nullptr};
+    bool fits = false;
+    OCCAM_ON_CUDA(if ((fits = kernels::lstm_fits_persistent(a, x.size(3))))
+                      kernels::lstm_fwd_persistent(a, current_stream(x.device()).handle));
+    return fits;
   }
 
   /// w_ih x of every token, [2,h,b,t,4w]; f32 beside bf16.

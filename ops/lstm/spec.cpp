@@ -16,6 +16,9 @@ using occam::Tensor;
 
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
+/// Row `index` of all rows of the last axis.
+const double* row(const Array& a, int64_t index) { return a.v.data() + index * a.size(a.shape.rank() - 1); }
+
 Arrays naive(const Arrays& in) {
   const Array &x = in[0], &w_ih = in[1], &w_hh = in[2], &b_ih = in[3], &b_hh = in[4];
   int64_t b = x.size(0), t = x.size(1), heads = x.size(2), width = x.size(3), w = w_hh.size(3);
@@ -28,9 +31,12 @@ Arrays naive(const Arrays& in) {
           int64_t token = r == 0 ? s : t - 1 - s;
           std::vector<double> z(size_t(4 * w));
           for (int64_t j = 0; j < 4 * w; ++j) {
+            const double *from_x = row(w_ih, (r * heads + head) * 4 * w + j),
+                         *from_h = row(w_hh, (r * heads + head) * 4 * w + j),
+                         *xt = row(x, (n * t + token) * heads + head);
             z[size_t(j)] = b_ih(r, head, j) + b_hh(r, head, j);
-            for (int64_t i = 0; i < width; ++i) z[size_t(j)] += w_ih(r, head, j, i) * x(n, token, head, i);
-            for (int64_t k = 0; k < w; ++k) z[size_t(j)] += w_hh(r, head, j, k) * h[size_t(k)];
+            for (int64_t i = 0; i < width; ++i) z[size_t(j)] += from_x[i] * xt[i];
+            for (int64_t k = 0; k < w; ++k) z[size_t(j)] += from_h[k] * h[size_t(k)];
           }
           for (int64_t k = 0; k < w; ++k) {
             c[size_t(k)] = sigmoid(z[size_t(w + k)]) * c[size_t(k)] +
@@ -84,7 +90,8 @@ OP_SPEC(lstm) {
     // norm about 1, in the next gates: it adds up over the steps it is remembered for, at most t and with
     // forget gates near 1/2 rather 4, in the state and again in its gradient.
     // bf16: a step rounds h, which y is and the next step reads, and c, which backward reads; a step back
-    // rounds dz, which the step before it and all products read. So 2 a step that is remembered.
+    // rounds dz, which the step before it and all products read. So 2 a step that is remembered, and one for
+    // the GPU's tanh, five times a cell with a relative error of at most 2^-11, an eighth of a rounding.
     double memory = double(std::min<int64_t>(t, 4));
     return spec
         .sample(
@@ -97,7 +104,7 @@ OP_SPEC(lstm) {
             naive)
         .sum_length(double(std::max(i + w, b * t)))
         .conditioned(memory)
-        .half_roundings(2 * memory);
+        .half_roundings(3 * memory);
   };
   add("2x4x2x3x2", 2, 4, 2, 3, 2).small().same_as(by_step);
   add("1x1x1x1x1", 1, 1, 1, 1, 1).small();
@@ -108,9 +115,13 @@ OP_SPEC(lstm) {
   add("67x3x1x8x8", 67, 3, 1, 8, 8);
   add("9x4x1x64x64", 9, 4, 1, 64, 64);
   add("2x3x1x5x130", 2, 3, 1, 5, 130);
-  // Width 64 in bf16 has its own kernels on Hopper: one step, an odd and an even number of them.
+  // Width 64 in bf16 has its own kernels: one step, an odd and an even number of them, fewer and more than x
+  // has slots; few images, tiles of 8, whole and not. Many: tests/ops/lstm_fused_test.cpp.
   add("1x1x2x64x64", 1, 1, 2, 64, 64).small();
   add("3x17x1x64x64", 3, 17, 1, 64, 64);
+  add("3x65x1x64x64", 3, 65, 1, 64, 64);
+  add("5x7x3x64x64", 5, 7, 3, 64, 64);
+  add("17x9x1x64x64", 17, 9, 1, 64, 64);
   add("no-images", 0, 4, 2, 3, 2);
   add("no-tokens", 2, 0, 2, 3, 2);
   auto call = [](occam::Shape x, occam::Shape ih, occam::Shape hh) {
