@@ -90,20 +90,28 @@ CachingAllocator::FreeSet& CachingAllocator::free_set(Pool& pool, size_t size) c
 }
 
 void* CachingAllocator::alloc(size_t bytes, Stream stream) {
-  if (bytes == 0) return nullptr;
   std::lock_guard lock(mutex_);
+  return alloc_from(pool_of_this_thread(), bytes, stream.handle);
+}
+
+void* CachingAllocator::alloc_outside_capture(size_t bytes, Stream stream) {
+  std::lock_guard lock(mutex_);
+  return alloc_from(kCommonPool, bytes, stream.handle);
+}
+
+void* CachingAllocator::alloc_from(int64_t pool, size_t bytes, void* stream) {
+  if (bytes == 0) return nullptr;
   if (bytes > kLargestRequest) fail_out_of_memory(bytes);
   const size_t size = round_up(bytes, kRound);
-  const int64_t pool = pool_of_this_thread();
   collect(false);
-  Block* block = take(pool, size, stream.handle);
-  if (block == nullptr) block = add_segment(pool, size, stream.handle);
+  Block* block = take(pool, size, stream);
+  if (block == nullptr) block = add_segment(pool, size, stream);
   if (block == nullptr && captures_.empty()) {
     collect(true);
-    block = take(pool, size, stream.handle);
+    block = take(pool, size, stream);
     if (block == nullptr) {
       release_segments();
-      block = add_segment(pool, size, stream.handle);
+      block = add_segment(pool, size, stream);
     }
   }
   if (block == nullptr) fail_out_of_memory(bytes);

@@ -57,6 +57,8 @@ class CachingAllocator final : public Allocator {
   /// back, retries, then throws Error{memory} with requested, free and reserved bytes and the ten largest
   /// live blocks with the scope path at their allocation.
   void* alloc(size_t bytes, Stream stream) override;
+  /// The same from the common pool even while this thread captures: for memory that outlives the graph.
+  void* alloc_outside_capture(size_t bytes, Stream stream);
   void free(void* pointer, size_t bytes, Stream stream) noexcept override;
   AllocStats stats() const override;
   void reset_peak() override;
@@ -93,6 +95,7 @@ class CachingAllocator final : public Allocator {
     Block* block;
   };
 
+  void* alloc_from(int64_t pool, size_t bytes, void* stream);
   Pool& pool_of(const Block& block);
   int64_t pool_of_this_thread() const;
   FreeSet& free_set(Pool& pool, size_t size) const;

@@ -162,6 +162,7 @@ class Session {
     o.seed = hash_name(config_.seed, fmt::format("stage{}", stage));
     o.epochs = steps / batches_per_epoch(settings) + 2;
     o.device = app_.device();
+    o.dtype = student_->compute_dtype();
     o.classes = teacher_->shape().classes;
     if (resume_folder_) o.start = {current_.at("epoch"), current_.at("batch")};
     loader_ = make_loader(config_.data, datasets_.train, o, true);
@@ -190,7 +191,7 @@ class Session {
         "steps", loop_->step());
     student_->train();
     while (!loop_->done()) {
-      std::optional<Batch> batch = loader_->next();
+      std::optional<Batch> batch = loader_->next(loop_->place());
       if (!batch) {
         // Unreadable images that are skipped can leave too few batches.
         if (loader_->state().epoch >= o.epochs) break;

@@ -93,6 +93,7 @@ class Run {
     rate_ = std::make_unique<ModelRate>(*model_, model_->shape().image());
     if (run_->resume_from()) resume(*run_->resume_from());
     run_->begin_metrics(loop_->step());
+    if (app_.device().is_cuda()) std::fprintf(stderr, "pixels: %s\n", loader_->residence().text.c_str());
   }
 
   /// False when a signal ended the run early.
@@ -102,7 +103,7 @@ class Run {
     // Unreadable images that are skipped can leave out whole batches: then the epochs end before the steps.
     bool finished = loop_->done();
     while (!finished) {
-      std::optional<Batch> batch = loader_->next();
+      std::optional<Batch> batch = loader_->next(loop_->place());
       if (batch) {
         step(*batch);
         progress.update(loop_->step(), last_log_);
@@ -168,6 +169,7 @@ class Run {
     o.seed = settings_.seed;
     o.epochs = settings_.epochs;
     o.device = app_.device();
+    o.dtype = model_->compute_dtype();
     o.start = start;
     o.classes = model_->shape().classes;
     return o;

@@ -23,9 +23,24 @@ std::filesystem::path cache_folder() {
   return {};
 }
 
+Json to_json(const std::map<std::string, AlgorithmStore::Choice>& choices) {
+  Json json = Json::object();
+  for (const auto& [problem, c] : choices)
+    json[problem] = {{"algorithm", c.words}, {"workspace", c.workspace}};
+  return json;
+}
+
+/// Throws a JSON library's exception on what to_json() does not write.
+std::map<std::string, AlgorithmStore::Choice> from_json(const Json& json) {
+  std::map<std::string, AlgorithmStore::Choice> choices;
+  for (const auto& [problem, entry] : json.items())
+    choices[problem] = {entry.at("algorithm").get<AlgorithmStore::Words>(), entry.at("workspace")};
+  return choices;
+}
+
 }  // namespace
 
-AlgorithmStore::AlgorithmStore(const std::string& name) {
+AlgorithmStore::AlgorithmStore(const std::string& name) : name_(name) {
   const std::filesystem::path folder = cache_folder();
   if (folder.empty()) return;
   std::string file = name + ".json";
@@ -38,15 +53,7 @@ AlgorithmStore::AlgorithmStore(const std::string& name) {
 void AlgorithmStore::read() {
   if (path_.empty() || !std::filesystem::exists(path_)) return;
   try {
-    const Json file = read_json(path_);
-    for (const auto& [problem, entry] : file.items()) {
-      Choice choice;
-      const auto words = entry.at("algorithm").get<std::vector<uint64_t>>();
-      if (words.size() != choice.words.size()) continue;
-      std::copy(words.begin(), words.end(), choice.words.begin());
-      choice.workspace = entry.at("workspace");
-      choices_.emplace(problem, choice);
-    }
+    choices_.merge(from_json(read_json(path_)));
   } catch (const std::exception&) {
     return;  // damaged, or of another version: measured again
   }
@@ -54,23 +61,42 @@ void AlgorithmStore::read() {
 
 std::optional<AlgorithmStore::Choice> AlgorithmStore::find(const std::string& problem) {
   std::lock_guard lock(mutex_);
-  auto it = choices_.find(problem);
-  return it == choices_.end() ? std::nullopt : std::optional(it->second);
+  for (const Choices* choices : {&pinned_, &choices_})
+    if (auto it = choices->find(problem); it != choices->end()) {
+      used_.insert(problem);
+      return it->second;
+    }
+  return std::nullopt;
 }
 
 void AlgorithmStore::put(const std::string& problem, const Choice& choice) {
   std::lock_guard lock(mutex_);
   read();
   choices_[problem] = choice;
+  pinned_.erase(problem);  // the library did not take it
+  used_.insert(problem);
   if (path_.empty()) return;
-  Json file = Json::object();
-  for (const auto& [name, c] : choices_) file[name] = {{"algorithm", c.words}, {"workspace", c.workspace}};
   try {
     std::filesystem::create_directories(std::filesystem::path(path_).parent_path());
-    write_json(path_, file);
+    write_json(path_, to_json(choices_));
   } catch (const std::exception&) {
     path_.clear();  // nowhere to keep it: this process goes on with what it measured
   }
+}
+
+Json AlgorithmStore::used() {
+  std::lock_guard lock(mutex_);
+  Choices all = pinned_;  // those of an earlier run whose turn has not come stay
+  for (const std::string& problem : used_)
+    if (auto it = choices_.find(problem); it != choices_.end()) all.emplace(problem, it->second);
+  return {{"of", name_}, {"algorithms", to_json(all)}};
+}
+
+bool AlgorithmStore::pin(const Json& choices) {
+  std::lock_guard lock(mutex_);
+  if (choices.at("of") != name_) return false;
+  pinned_ = from_json(choices.at("algorithms"));
+  return true;
 }
 
 }  // namespace occam::cuda

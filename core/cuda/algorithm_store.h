@@ -7,7 +7,10 @@
 #include <map>
 #include <mutex>
 #include <optional>
+#include <set>
 #include <string>
+
+#include "core/io/json.h"
 
 namespace occam::cuda {
 
@@ -26,12 +29,25 @@ class AlgorithmStore {
   /// Keeps the choice here and in the file, beside what other processes have put there.
   void put(const std::string& problem, const Choice& choice);
 
+  /// What this process found, put or pinned, for a checkpoint: {"of": name, "algorithms": {problem: choice}}.
+  Json used();
+  /// Choices that used() gave, of this process or an earlier one, come before the file's from now on; the
+  /// file stays as it is. False, and nothing happens, when they are of another device or library.
+  bool pin(const Json& choices);
+
  private:
+  using Choices = std::map<std::string, Choice>;
   void read();
 
+  std::string name_;
   std::string path_;  // empty: no folder to write to
   std::mutex mutex_;
-  std::map<std::string, Choice> choices_;
+  Choices choices_, pinned_;
+  std::set<std::string> used_;
 };
+
+/// used() and pin() of the products on a device (cublaslt.h); after the latter algorithms are looked up anew.
+Json gemm_choices(int device);
+bool restore_gemm_choices(int device, const Json& choices);
 
 }  // namespace occam::cuda

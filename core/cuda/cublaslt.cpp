@@ -10,6 +10,7 @@
 #include <map>
 #include <memory>
 #include <mutex>
+#include <nlohmann/json.hpp>
 #include <optional>
 #include <vector>
 
@@ -163,7 +164,10 @@ struct HandleDeleter {
   void operator()(cublasLtContext* handle) const { cublasLtDestroy(handle); }
 };
 struct WorkspaceDeleter {
-  void operator()(void* pointer) const { report_cuda_error(cudaFree(pointer), "cudaFree"); }
+  Stream stream;
+  void operator()(void* pointer) const {
+    device_cache(stream.device.index).free(pointer, kWorkspaceBytes, stream);
+  }
 };
 
 cublasLtHandle_t handle_of(int device) {
@@ -178,18 +182,16 @@ cublasLtHandle_t handle_of(int device) {
   return handle.get();
 }
 
-/// Outside the caching allocator: a workspace first used inside a capture must not belong to that capture's
-/// pool.
-void* workspace_of(void* stream) {
+/// A workspace first used inside a capture must not belong to that capture's pool.
+void* workspace_of(void* stream, int device) {
   thread_local std::map<void*, std::unique_ptr<void, WorkspaceDeleter>> workspaces;
-  auto& workspace = workspaces[stream];
-  if (!workspace) {
-    AllowInCapture allow;
-    void* pointer = nullptr;
-    OCCAM_CUDA_CHECK(cudaMalloc(&pointer, kWorkspaceBytes));
-    workspace.reset(pointer);
+  auto it = workspaces.find(stream);
+  if (it == workspaces.end()) {
+    const Stream owner{cuda_device(device), stream};
+    void* pointer = device_cache(device).alloc_outside_capture(kWorkspaceBytes, owner);
+    it = workspaces.try_emplace(stream, pointer, WorkspaceDeleter{owner}).first;
   }
-  return workspace.get();
+  return it->second.get();
 }
 
 /// cuBLASLt is column-major and a row-major matrix is its transpose there: d^T = op(b)^T op(a)^T. So our b is
@@ -302,7 +304,7 @@ std::vector<Algorithm> ask_heuristic(const GemmArgs& g, Descriptors& t, int devi
 
 cublasStatus_t queue(const GemmArgs& g, Descriptors& t, const Algorithm& algorithm, int device,
                      void* stream) {
-  void* workspace = algorithm.workspace > 0 ? workspace_of(stream) : nullptr;
+  void* workspace = algorithm.workspace > 0 ? workspace_of(stream, device) : nullptr;
   return cublasLtMatmul(handle_of(device), &t.operation, t.alpha(), g.b, &t.a, g.a, &t.b, t.beta(), g.c, &t.c,
                         g.d, &t.d, &algorithm.algo, workspace, algorithm.workspace, as_stream(stream));
 }
@@ -416,6 +418,15 @@ std::string describe(const GemmArgs& g) {
   text += fmt::format(", epilogue {}, ld {} {} {} {}, aligned to {} {} {} {}", name_of(g.epilogue), g.lda,
                       g.ldb, g.ldc, g.ldd, alignment(g.a), alignment(g.b), alignment(g.c), alignment(g.d));
   return text;
+}
+
+Json gemm_choices(int device) { return store_of(device).used(); }
+
+bool restore_gemm_choices(int device, const Json& choices) {
+  if (!store_of(device).pin(choices)) return false;
+  std::lock_guard lock(algorithms_mutex());
+  std::erase_if(algorithms(), [&](const auto& entry) { return entry.first[0] == device; });
+  return true;
 }
 
 bool gemm_supported(const GemmArgs& args, void* stream) {

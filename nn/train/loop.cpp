@@ -9,6 +9,7 @@
 #include "autograd/engine.h"
 #include "autograd/node.h"
 #include "core/check.h"
+#include "core/choices.h"
 #include "core/grad_mode.h"
 #include "core/rng.h"
 #include "nn/capture.h"
@@ -74,11 +75,14 @@ void TrainLoop::replay(const Batch& batch, const LossFn& loss_of) {
     if (batch.targets) fixed_.targets = empty_like(batch.targets);
     places_ = places;
   }
+  auto fill = [](Tensor to, const Tensor& from) {
+    if (to && to.data_ptr() != from.data_ptr()) to.copy_(from);  // images: converts as the model would
+  };
   {
     NoGrad no_grad;
-    fixed_.images.copy_(batch.images);  // converts as the model would
-    fixed_.labels.copy_(batch.labels);
-    if (batch.targets) fixed_.targets.copy_(batch.targets);
+    fill(fixed_.images, batch.images);
+    fill(fixed_.labels, batch.labels);
+    fill(fixed_.targets, batch.targets);
   }
   if (!replay_.captured()) optimizer_.zero_grad();  // gradients of eager steps stay out of the recording
   replay_.run([&] { step(fixed_, loss_of); });
@@ -146,6 +150,7 @@ void TrainLoop::save(const std::filesystem::path& folder, Json& state) const {
   state["logged_step"] = logged_step_;
   state["loss_sum"] = loss_sum_.item();
   state["seed"] = op_random::current_seed();
+  state["choices"] = measured_choices(model_.device());
 }
 
 void TrainLoop::load(const std::filesystem::path& folder, const Json& state) {
@@ -156,6 +161,10 @@ void TrainLoop::load(const std::filesystem::path& folder, const Json& state) {
   loss_sum_.fill_(state.at("loss_sum").get<double>());
   op_random::seed(state.at("seed"), step_);
   op_random::step_tensor(model_.device());
+  if (!restore_choices(model_.device(), state.at("choices")))
+    std::fprintf(stderr,
+                 "warning: the checkpoint's algorithms were chosen on another kind of device or library: the "
+                 "last bits may differ from a run that was not stopped\n");
 }
 
 }  // namespace occam

@@ -66,6 +66,9 @@ class TrainLoop {
   /// On a GPU a step is captured once two of its shape have run, and replayed from then on; `loss` must then
   /// be the same function every time and read nothing of the batch but its tensors.
   void run(const Batch& batch, const LossFn& loss);
+  /// The memory that a captured step reads its batch from; null while there is none. A batch that
+  /// Loader::next writes there is not copied.
+  const Batch* place() const { return fixed_.images ? &fixed_ : nullptr; }
   /// True when the next batch of the same shape will be replayed; why not, else (empty: not tried yet).
   bool captured() const { return replay_.captured(); }
   const std::string& capture_fallback() const { return replay_.fallback(); }
@@ -81,7 +84,8 @@ class TrainLoop {
   /// Null when config.ema is 0.
   Ema* ema() { return ema_.get(); }
 
-  /// Everything but the model's weights and the data position: optimiser, average, step, running sums.
+  /// Everything but the model's weights and the data position: optimiser, average, step, running sums, and
+  /// the choices made by measurement, which a resumed run repeats.
   void save(const std::filesystem::path& folder, Json& state) const;
   void load(const std::filesystem::path& folder, const Json& state);
 

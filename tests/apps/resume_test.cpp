@@ -1,5 +1,6 @@
 // A run that is killed, stopped or runs out of disk and then goes on with --resume auto ends with the same
 // bits as one that was left alone.
+#include <cstdlib>
 #include <nlohmann/json.hpp>
 #include <sstream>
 
@@ -35,7 +36,7 @@ std::map<std::string, std::string> results(const fs::path& folder) {
   std::istringstream metrics(read_bytes(folder / "metrics.jsonl"));
   for (std::string line; std::getline(metrics, line);) {
     Json value = Json::parse(line);
-    value.erase("images_per_s");
+    for (const char* rate : {"images_per_s", "mfu_measured", "mfu_datasheet"}) value.erase(rate);
     files["metrics.jsonl"] += value.dump() + "\n";
   }
   fs::path last = folder / ("ckpt/step-000000" + std::to_string(kSteps));
@@ -277,6 +278,37 @@ TEST_F(Resume, FromADamagedCheckpointIsRefused) {
   expect_failure("train", run("train", random_run()), 2, {"optim.safetensors", "No such file"});
   fs::rename(folder_ / "away", at / "optim.safetensors");
   finish();
+}
+
+TEST_F(Resume, WithOtherAlgorithmsInTheCacheTheResultIsTheSame) {
+  if (device_under_test() == "cpu") GTEST_SKIP() << "a CPU's products are not measured";
+  const fs::path x = folder_ / "x", cache = folder_ / "cache";
+  setenv("OCCAM_CACHE", cache.c_str(), 1);
+  struct Unset {
+    ~Unset() { unsetenv("OCCAM_CACHE"); }
+  } unset;
+  const Words arguments =  // products large enough to be measured
+      with(random_run(), {"model.dim=128", "model.image_size=32", "data.image_size=32", "data.images=400",
+                          "train.batch=32", "train.accumulate=1"});
+  auto weights = [&] { return read_bytes(x / "model.safetensors") + read_bytes(x / "ema.safetensors"); };
+  expect_success(run("train", arguments));
+  const std::string whole = weights();
+  ASSERT_FALSE(whole.empty());
+  fs::remove_all(x);
+  std::unique_ptr<Process> process = start("train", arguments);
+  ASSERT_TRUE(process->wait_until([&] { return checkpoints_in(x / "ckpt", false) > 0; }));
+  process->signal(SIGTERM);
+  ASSERT_EQ(process->wait().code, 1);
+
+  EXPECT_GT(read_json(checkpoint() / "state.json")["choices"]["algorithms"].size(), 5u);
+  for (const auto& file : fs::directory_iterator(cache)) {  // each product gets its neighbour's algorithm
+    const Json before = read_json(file);
+    Json after = before, last = before.back();
+    for (const auto& [problem, choice] : before.items()) after[problem] = std::exchange(last, choice);
+    write_json(file, after);
+  }
+  expect_success(run("train", arguments));
+  EXPECT_TRUE(weights() == whole);
 }
 
 TEST_F(Resume, NeedsSomethingToResume) {

@@ -246,6 +246,22 @@ TEST_F(CachingAllocatorTest, ACaptureAllocatesFromItsOwnPool) {
   EXPECT_EQ(memory->segments(), 0u) << "the pool's segments became ordinary";
 }
 
+TEST_F(CachingAllocatorTest, WhatOutlivesAGraphIsNotOfItsPool) {
+  void* before = alloc(4096);
+  free(before);
+  memory->capturing.insert(&queue_a);
+  int64_t pool = cache->begin_capture_pool();
+  EXPECT_EQ(cache->alloc_outside_capture(4096, a), before);
+  void* large = cache->alloc_outside_capture(32 * kMiB, a);
+  EXPECT_EQ(cache->pool_bytes(pool), 0);
+  EXPECT_EQ(cache->stats().allocated, 32 * kMiB + 4096);
+  cache->end_capture_pool(pool);
+  memory->capturing.clear();
+  cache->release_pool(pool);
+  free(large);
+  EXPECT_EQ(alloc(32 * kMiB), large);
+}
+
 TEST_F(CachingAllocatorTest, BlocksLiveAfterTheirPoolStayValid) {
   memory->capturing.insert(&queue_a);
   int64_t pool = cache->begin_capture_pool();

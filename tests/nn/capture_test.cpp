@@ -3,6 +3,7 @@
 
 #include "core/grad_mode.h"
 #include "core/rng.h"
+#include "data/config.h"
 #include "nn/capture.h"
 #include "nn/state.h"
 #include "nn/train/loop.h"
@@ -84,6 +85,40 @@ TEST(Capture, FiftyStepsEndWithTheSameBits) {
           << eager.averages[i].first;
     }
   }
+}
+
+TEST(Capture, ABatchMadeInPlaceIsNotCopied) {
+  if (!cuda_available()) GTEST_SKIP() << "no GPU";
+  DataConfig config;
+  config.name = "synthetic";
+  config.image_size = small_shape().image_size;
+  config.images = 54;  // four batches of 12 and one of 6
+  config.classes = small_shape().classes;
+  config.aug.preset = "deit";
+  const DataConfig data = resolve(config);
+  auto train = [&](bool in_place) {
+    auto model = small_model(cuda_device(), DType::bf16);
+    LoaderOptions o;
+    o.batch = 12, o.epochs = 4, o.device = cuda_device(), o.dtype = DType::bf16;
+    std::unique_ptr<Loader> loader = make_loader(data, make_datasets(data).train, o, true);
+    LoopConfig settings;
+    settings.capture = in_place;
+    TrainLoop loop(*model, settings, 20, 5, 5);
+    model->train();
+    while (!loop.done()) {
+      std::optional<Batch> batch = loader->next(loop.place());
+      if (!batch) continue;
+      if (in_place && loop.step() > 0) {
+        EXPECT_EQ(batch->images.data_ptr() == loop.place()->images.data_ptr(), batch->size() == 12);
+      }
+      loop.run(*batch, [&](const Batch& b) { return label_loss(model->logits(b.images), b, 0.1); });
+    }
+    EXPECT_EQ(loop.captured(), in_place) << loop.capture_fallback();
+    return state_dict(*model);
+  };
+  const NamedTensors eager = train(false), captured = train(true);
+  for (size_t i = 0; i < eager.size(); ++i)
+    EXPECT_EQ(eager[i].second.to_vector<float>(), captured[i].second.to_vector<float>()) << eager[i].first;
 }
 
 TEST(Capture, WhatReadsOnTheHostRunsEagerlyAndSaysSo) {
