@@ -91,24 +91,24 @@ CachingAllocator::FreeSet& CachingAllocator::free_set(Pool& pool, size_t size) c
 
 void* CachingAllocator::alloc(size_t bytes, Stream stream) {
   std::lock_guard lock(mutex_);
-  return alloc_from(pool_of_this_thread(), bytes, stream.handle);
+  return alloc_from(pool_of_this_thread(), bytes, stream.handle, false);
 }
 
-void* CachingAllocator::alloc_outside_capture(size_t bytes, Stream stream) {
+void* CachingAllocator::alloc_to_stay(size_t bytes, Stream stream) {
   std::lock_guard lock(mutex_);
-  return alloc_from(kCommonPool, bytes, stream.handle);
+  return alloc_from(kCommonPool, bytes, stream.handle, true);
 }
 
-void* CachingAllocator::alloc_from(int64_t pool, size_t bytes, void* stream) {
+void* CachingAllocator::alloc_from(int64_t pool, size_t bytes, void* stream, bool to_stay) {
   if (bytes == 0) return nullptr;
   if (bytes > kLargestRequest) fail_out_of_memory(bytes);
   const size_t size = round_up(bytes, kRound);
   collect(false);
-  Block* block = take(pool, size, stream);
+  Block* block = to_stay ? nullptr : take(pool, size, stream);
   if (block == nullptr) block = add_segment(pool, size, stream);
   if (block == nullptr && captures_.empty()) {
     collect(true);
-    block = take(pool, size, stream);
+    if (!to_stay) block = take(pool, size, stream);
     if (block == nullptr) {
       release_segments();
       block = add_segment(pool, size, stream);

@@ -57,8 +57,9 @@ class CachingAllocator final : public Allocator {
   /// back, retries, then throws Error{memory} with requested, free and reserved bytes and the ten largest
   /// live blocks with the scope path at their allocation.
   void* alloc(size_t bytes, Stream stream) override;
-  /// The same from the common pool even while this thread captures: for memory that outlives the graph.
-  void* alloc_outside_capture(size_t bytes, Stream stream);
+  /// The same for memory that stays: a new segment, so that none which trim() could give back is cut for it,
+  /// and of the common pool even while this thread captures.
+  void* alloc_to_stay(size_t bytes, Stream stream);
   void free(void* pointer, size_t bytes, Stream stream) noexcept override;
   AllocStats stats() const override;
   void reset_peak() override;
@@ -95,7 +96,7 @@ class CachingAllocator final : public Allocator {
     Block* block;
   };
 
-  void* alloc_from(int64_t pool, size_t bytes, void* stream);
+  void* alloc_from(int64_t pool, size_t bytes, void* stream, bool to_stay);
   Pool& pool_of(const Block& block);
   int64_t pool_of_this_thread() const;
   FreeSet& free_set(Pool& pool, size_t size) const;

@@ -188,7 +188,7 @@ void* workspace_of(void* stream, int device) {
   auto it = workspaces.find(stream);
   if (it == workspaces.end()) {
     const Stream owner{cuda_device(device), stream};
-    void* pointer = device_cache(device).alloc_outside_capture(kWorkspaceBytes, owner);
+    void* pointer = device_cache(device).alloc_to_stay(kWorkspaceBytes, owner);
     it = workspaces.try_emplace(stream, pointer, WorkspaceDeleter{owner}).first;
   }
   return it->second.get();

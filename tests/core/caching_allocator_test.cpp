@@ -246,20 +246,21 @@ TEST_F(CachingAllocatorTest, ACaptureAllocatesFromItsOwnPool) {
   EXPECT_EQ(memory->segments(), 0u) << "the pool's segments became ordinary";
 }
 
-TEST_F(CachingAllocatorTest, WhatOutlivesAGraphIsNotOfItsPool) {
-  void* before = alloc(4096);
-  free(before);
+TEST_F(CachingAllocatorTest, WhatStaysIsCutFromNothingAndNoPartOfAGraph) {
+  free(alloc(256 * kMiB));
   memory->capturing.insert(&queue_a);
   int64_t pool = cache->begin_capture_pool();
-  EXPECT_EQ(cache->alloc_outside_capture(4096, a), before);
-  void* large = cache->alloc_outside_capture(32 * kMiB, a);
+  void* p = cache->alloc_to_stay(32 * kMiB, a);
   EXPECT_EQ(cache->pool_bytes(pool), 0);
-  EXPECT_EQ(cache->stats().allocated, 32 * kMiB + 4096);
+  EXPECT_EQ(cache->stats().allocated, 32 * kMiB);
+  EXPECT_EQ(cache->stats().reserved, 288 * kMiB);
   cache->end_capture_pool(pool);
   memory->capturing.clear();
   cache->release_pool(pool);
-  free(large);
-  EXPECT_EQ(alloc(32 * kMiB), large);
+  cache->trim();
+  EXPECT_EQ(cache->stats().reserved, 32 * kMiB);
+  free(p);
+  EXPECT_EQ(alloc(32 * kMiB), p);
 }
 
 TEST_F(CachingAllocatorTest, BlocksLiveAfterTheirPoolStayValid) {
