@@ -209,10 +209,10 @@ TEST(Retention, EqualsItsMatrix) {
       for (int64_t j = 0; j < g.t; ++j) {
         const double weight =
             std::pow(gamma, double(std::abs(i - j))) * dot(x.q(i, head), x.k(j, head)) / std::sqrt(6);
-        sum += weight;
+        sum += std::pow(gamma, double(std::abs(i - j)));
         for (int64_t c = 0; c < g.w; ++c) y[size_t(c)] += weight * x.v(j, head)[size_t(c)];
       }
-      for (double value : y) out.push_back(value / std::max(std::abs(sum), 1.0));
+      for (double value : y) out.push_back(value / std::sqrt(sum));
     }
   g.expect_heads(out, g.w);
 }

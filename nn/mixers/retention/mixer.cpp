@@ -47,16 +47,35 @@ class Retain : public Module {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     auto [q, k, v] = split_qkv(qkv_(x), n_);
     if (log_decay_.device() != x.device()) log_decay_ = raw::to(log_decay_, x.device());
-    Tensor y = matrix_scan(for_both(q * std::pow(double(n_), -0.5)), for_both(k), for_both(v),
-                           raw::expand(log_decay_, {b, t, 2, h}),
-                           {.floor = full({b, t, 1, h}, 1, options_of(log_decay_)), .merge = true});
+    Tensor y = matrix_scan(for_both(q * row_scale(t, options_of(q))), for_both(k), for_both(v),
+                           raw::expand(log_decay_, {b, t, 2, h}), {.merge = true});
     return reshape(y, {b, t, h, w});
   }
 
  private:
+  /// [1,t,h,1]: 1 / sqrt(n sum over j of gamma^|i-j|) of row i; made once for a number of tokens.
+  const Tensor& row_scale(int64_t t, TensorOptions options) {
+    if (row_scale_ && row_scale_.size(1) == t && row_scale_.dtype() == options.dtype &&
+        row_scale_.device() == options.device)
+      return row_scale_;
+    const auto logs = log_decay_.to_vector<double>();
+    std::vector<float> scale;
+    for (int64_t i = 0; i < t; ++i)
+      for (double log_decay : logs) {
+        auto before = [&](int64_t tokens) {  // sum of gamma^d over 0 < d <= tokens
+          return std::exp(log_decay) * std::expm1(double(tokens) * log_decay) / std::expm1(log_decay);
+        };
+        scale.push_back(float(1 / std::sqrt(double(n_) * (1 + before(i) + before(t - 1 - i)))));
+      }
+    row_scale_ =
+        raw::to(raw::to(from_vector(scale, {1, t, int64_t(logs.size()), 1}), options.dtype), options.device);
+    return row_scale_;
+  }
+
   int64_t n_, macs_;
   GroupedLinear qkv_;
   Tensor log_decay_;  // [1,1,1,h]
+  Tensor row_scale_;
 };
 
 std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
