@@ -27,6 +27,7 @@ TEST(ScanMixers, LedgersOfOptions) {
     expect_ledger(name, s, {{"gates", "dense"}, {"hidden", "7"}});
   }
   expect_ledger("mamba", s, {{"cross_scan", "true"}, {"state", "3"}, {"dt_rank", "5"}, {"conv", "2"}});
+  expect_ledger("s4d", s, {{"state", "5"}});
 }
 
 TEST(ScanMixers, PublishedMinGruParameters) {

@@ -1,0 +1,87 @@
+#include "ops/s4d/op.h"
+
+#include <bit>
+#include <cmath>
+#include <numbers>
+
+#include "nn/mixers/skeleton.h"
+#include "nn/plan.h"
+#include "ops/activation/op.h"
+#include "ops/view/op.h"
+
+namespace occam {
+
+namespace {
+
+struct Options {
+  int64_t state = 16;
+  ScanOptions scan;
+
+  template <class V>
+  void visit(V& v) {
+    v("state", state, "complex states of each channel in each direction", Range{1, 32});
+    scan.visit(v);
+  }
+};
+
+/// exp of it is log-uniform in [0.001, 0.1].
+void step_log(const Tensor& t, uint64_t key) {
+  init::uniform(0.5)(t, key);
+  float* p = t.data<float>();
+  for (int64_t i = 0; i < t.numel(); ++i)
+    p[i] = float(std::log(0.001) + std::log(100.0) * (double(p[i]) + 0.5));
+}
+/// Of state n: pi n.
+void frequency(const Tensor& t, uint64_t) {
+  for (int64_t i = 0; i < t.numel(); ++i)
+    t.data<float>()[i] = float(std::numbers::pi * double(i % t.size(-1)));
+}
+
+/// `ssm`: the convolutions of both directions, then GELU.
+class DiagonalStates : public Module {
+ public:
+  DiagonalStates(const MixerShape& s, int64_t n)
+      : shape_(s),
+        log_dt_(param("log_dt", {2, s.dim}, step_log)),
+        a_log_(param("a_log", {2, s.dim, n}, init::constant(std::log(0.5)))),
+        a_im_(param("a_im", {2, s.dim, n}, frequency)),
+        out_(param("out", {2, s.dim, n, 2}, init::normal(std::sqrt(0.5)))),
+        skip_(param("skip", {2, s.dim}, init::normal(1))) {}
+  const char* kind() const override { return "DiagonalStates"; }
+  Shape plan(const Shape& x, Plan& plan) const override {
+    plan.add_macs(x[0] * x[1] * 6 * a_log_.numel());
+    return x.with(-1, 2 * shape_.head_dim());
+  }
+
+ protected:
+  /// x [b,t,h,w] -> [b,t,h,2w].
+  Tensor forward(const Tensor& x) override {
+    Tensor u = reshape(x, {x.size(0), x.size(1), shape_.dim});
+    return gelu(
+        s4d(u, log_dt_.value(), a_log_.value(), a_im_.value(), out_.value(), skip_.value(), shape_.heads));
+  }
+
+ private:
+  MixerShape shape_;
+  Parameter &log_dt_, &a_log_, &a_im_, &out_, &skip_;
+};
+
+std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
+  const Options options = read_options<Options>("s4d", given);
+  return std::make_unique<SkeletonMixer>(
+      "S4d", s, MixerCore{"ssm", std::make_unique<DiagonalStates>(s, options.state), 2 * s.head_dim()},
+      options.scan);
+}
+
+MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
+  const int64_t c = s.dim, n = read_options<Options>("s4d", given).state;
+  const int64_t depth = 1 + std::bit_width(uint64_t(t > 0 ? t - 1 : 0));
+  return skeleton_ledger(s, t, {c * (8 * n + 4), t * 12 * c * n, depth}, 2 * s.head_dim());
+}
+
+}  // namespace
+
+OCCAM_REGISTER_MIXER(s4d, {"s4d", "a diagonal state space of every channel in both directions", make, ledger,
+                           MixerKnob{"state", 4, 4}});
+
+}  // namespace occam
