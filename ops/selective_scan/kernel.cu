@@ -9,36 +9,50 @@ namespace {
 
 /// `mode` says what is written: sums of segments, states at the start of every tile, or y.
 template <class T, int kStates>
-__global__ void __launch_bounds__(kThreads)
-    selective_scan_fwd_tiles(SelectiveScan<T> a, Cut cut, Sums sums, float* starts, ScanPass pass) {
-  constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates, kEach = kTokens * kChannels / kThreads;
-  __shared__ float u[kTokens][kChannels], dt[kTokens][kChannels], in[kTokens * kN], out[kTokens * kN];
+__global__ void __launch_bounds__(kThreads, kStates <= 4 ? 3 : 2)
+    selective_scan_fwd_tiles(SelectiveScan<T> a, Cut cut, Sums sums, float* starts, ScanPass pass,
+                             bool packed) {
+  constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates;
+  __shared__ __align__(16) float2 steps[kTokens][kChannels];  // dt and dt u; then y in place of dt
+  __shared__ __align__(16) float in[kThreads], out[kThreads];
   const SelectiveShape s = a.s;
-  const Spot at(s, cut, blockIdx.x);
+  const Spot at(s, cut);
   if (pass == ScanPass::sums && at.segment + 1 == cut.segments) return;
   float rate[kStates], h[kStates] = {}, total = 0;
   load_rates(rate, a, at);
-  const float skip = at.valid ? to_acc(a.skip[at.direction * s.c + at.channel]) : 0.0f;
   const int64_t chains = s.b * 2 * s.c;
   if (pass != ScanPass::sums && at.valid)
     for (int64_t k = 0; k < at.segment; ++k)
       pass_segment(h, rate, {sums.dt + k * chains, sums.state + k * chains * s.n}, at.chain, at.lane, s.n);
-  // Copies go by channels: thread i has channel i % 64 of every fourth token.
-  const int column = int(threadIdx.x) % kChannels;
-  const int64_t copied = at.channel - at.local + column;
-  for (int64_t position = at.first; position < at.last; position += kTokens) {
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      const bool there = position + token < at.last && copied < s.c;
-      const int64_t from = at.row(s, position + token) * s.c + copied;
-      u[token][column] = there ? to_acc(a.u[from]) : 0.0f;
-      dt[token][column] = there ? softplus(to_acc(a.delta[from])) : 0.0f;  // 0: a step that changes nothing
+  const Copier copier(s, at, packed);
+  const bool copies = copier.token < kTokens, is_output = pass == ScanPass::outputs;
+  const int64_t vectors = at.vector_start(s);
+  const Four<T> skip = copier.parameters(a.skip, s, at);
+  // The next tile is fetched to registers while this one is computed.
+  Four<T> u, next_u, next_delta;
+  float next_in, next_out = 0;
+  auto fetch = [&](int position) {
+    if (copies) {
+      next_u = copier.load(a.u, false, position, at.last);
+      next_delta = copier.load(a.delta, false, position, at.last);
     }
-    load_vectors<kStates>(in, a.in, s, at, position);
-    if (pass == ScanPass::outputs) load_vectors<kStates>(out, a.out, s, at, position);
+    next_in = load_vector<kStates>(a.in, s, at, vectors, position);
+    if (is_output) next_out = load_vector<kStates>(a.out, s, at, vectors, position);
+  };
+  fetch(at.first);
+  for (int position = at.first; position < at.last; position += kTokens) {
+    if (copies) {
+      u = next_u;
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        // Without a token a step of 0, which changes nothing.
+        const float dt = position + copier.token < at.last ? softplus<T>(to_acc(next_delta.v[i])) : 0.0f;
+        steps[copier.token][copier.column + i] = make_float2(dt, dt * to_acc(u.v[i]));
+      }
+    }
+    in[threadIdx.x] = next_in, out[threadIdx.x] = next_out;
     __syncthreads();
+    if (position + kTokens < at.last) fetch(position + kTokens);
     if (pass == ScanPass::starts && at.valid) {
       const int64_t tile = position / kTokens;
 #pragma unroll
@@ -51,17 +65,18 @@ __global__ void __launch_bounds__(kThreads)
       float y[4];
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
-        const int token = four + i;
-        const float step = dt[token][at.local], du = step * u[token][at.local];
-        total += step;
+        const float2 step = steps[four + i][at.local];
+        const float *b = in + (four + i) * kN + at.lane * kStates,
+                    *c = out + (four + i) * kN + at.lane * kStates;
+        total += step.x;
         y[i] = 0;
 #pragma unroll
         for (int k = 0; k < kStates; ++k) {
-          h[k] = exp2_fast(step * rate[k]) * h[k] + du * in[token * kN + at.lane * kStates + k];
-          y[i] += h[k] * out[token * kN + at.lane * kStates + k];
+          h[k] = exp2_fast(step.x * rate[k]) * h[k] + step.y * b[k];
+          y[i] += h[k] * c[k];
         }
       }
-      if (pass != ScanPass::outputs) continue;
+      if (!is_output) continue;
       // Sums over the four lanes; lane i keeps token i.
       const bool upper = at.lane & 2, odd = at.lane & 1;
       float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
@@ -69,19 +84,18 @@ __global__ void __launch_bounds__(kThreads)
       keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 2);
       const float mine = (odd ? keep1 : keep0) + __shfl_xor_sync(0xffffffffu, odd ? keep0 : keep1, 1);
       // Only the channel's own lanes, which have read it, use this element.
-      float& place = u[four + at.lane][at.local];
-      place = mine + skip * place;
-      __syncwarp();
+      steps[four + at.lane][at.local].x = mine;
     }
-    if (pass != ScanPass::outputs) continue;
     __syncthreads();
+    if (!is_output) continue;
+    if (copies) {
+      Four<T> y;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      if (position + token < at.last && copied < s.c)
-        a.y[s.y_at(at.image, at.token(s, position + token), at.direction, copied)] =
-            from_acc<T>(u[token][column]);
+      for (int i = 0; i < 4; ++i)
+        y.v[i] = from_acc<T>(steps[copier.token][copier.column + i].x + to_acc(skip.v[i]) * to_acc(u.v[i]));
+      copier.store(a.y, y, true, position, at.last);
     }
+    // What the next tile writes over has been read by the same thread: its own elements of `steps`.
   }
   if (pass == ScanPass::sums && at.valid) {
     if (at.lane == 0) sums.dt[at.segment * chains + at.chain] = total;
@@ -97,9 +111,10 @@ void launch(const SelectiveScan<T>& a, float* room, float* starts, void* stream)
   const Cut cut = cut_of(a.s, kTile<kStates>);
   const Sums sums = sums_at(room, a.s, cut);
   const unsigned blocks = unsigned(a.s.b * cut.segments * 2 * div_up<int64_t>(a.s.c, kChannels));
+  const bool packed = copies_packed<T>(a.s, a.u, a.delta, a.y);
   auto run = [&](ScanPass pass) {
     selective_scan_fwd_tiles<T, kStates>
-        <<<blocks, kThreads, 0, as_stream(stream)>>>(a, cut, sums, starts, pass);
+        <<<blocks, kThreads, 0, as_stream(stream)>>>(a, cut, sums, starts, pass, packed);
     check_launch("selective_scan_fwd_tiles", stream);
   };
   if (cut.segments > 1) run(ScanPass::sums);

@@ -37,52 +37,53 @@ struct Parts {
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads, 2)
     selective_scan_bwd_tiles(SelectiveScanBackward<T, float> g, Cut cut, Sums sums, const float* starts,
-                             Parts parts, ScanPass pass) {
-  constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates, kEach = kTokens * kChannels / kThreads;
-  __shared__ float u[kTokens][kChannels], dt[kTokens][kChannels], gy[kTokens][kChannels],
-      g_du[kTokens][kChannels], g_dt[kTokens][kChannels], in[kTokens * kN], out[kTokens * kN];
-  __shared__ float by_warp[kWarps][kTokens * 2 * kN];
+                             Parts parts, ScanPass pass, bool packed) {
+  constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates;
+  __shared__ __align__(16) float4 steps[kTokens][kChannels];  // dt, dt u, gy
+  __shared__ __align__(16) float2 back[kTokens][kChannels];   // gradients of dt u, and of dt A by A
+  __shared__ __align__(16) float in[kThreads], out[kThreads], by_warp[kWarps][2 * kThreads];
   const SelectiveScan<T>& a = g.forward;
   const SelectiveShape s = a.s;
-  const Spot at(s, cut, blockIdx.x);
+  const Spot at(s, cut);
   const bool sums_only = pass == ScanPass::sums;
   if (sums_only && at.segment == 0) return;
-  float rate[kStates], d[kStates] = {}, g_a[kStates] = {}, total = 0, g_skip = 0;
+  float rate[kStates], d[kStates] = {}, g_a[kStates] = {}, total = 0, g_skip[4] = {};
   load_rates(rate, a, at);
   const int64_t chains = s.b * 2 * s.c, groups = (s.c + kChannels - 1) / kChannels;
   if (!sums_only && at.valid)
     for (int64_t k = cut.segments - 1; k > at.segment; --k)
       pass_segment(d, rate, {sums.dt + k * chains, sums.state + k * chains * s.n}, at.chain, at.lane, s.n);
-  const int column = int(threadIdx.x) % kChannels, warp = int(threadIdx.x) / 32;
-  const int64_t copied = at.channel - at.local + column;
-  const float skip = copied < s.c ? to_acc(a.skip[at.direction * s.c + copied]) : 0.0f;
-  for (int64_t tile = (at.last - 1) / kTokens; tile * kTokens >= at.first; --tile) {
-    const int64_t position = tile * kTokens;
-    float delta[kEach];
-    __syncthreads();
+  const int warp = int(threadIdx.x) / 32;
+  const Copier copier(s, at, packed);
+  const bool copies = copier.token < kTokens;
+  const int64_t vectors = at.vector_start(s);
+  const Four<T> skip = copier.parameters(a.skip, s, at);
+  for (int tile = (at.last - 1) / kTokens; tile * kTokens >= at.first; --tile) {
+    const int position = tile * kTokens;
+    Four<T> u, delta;
+    if (copies) {
+      u = copier.load(a.u, false, position, at.last);
+      delta = copier.load(a.delta, false, position, at.last);
+      const Four<T> gy = copier.load(g.gy, true, position, at.last);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      const bool there = position + token < at.last && copied < s.c;
-      const int64_t from = at.row(s, position + token) * s.c + copied;
-      delta[i] = there ? to_acc(a.delta[from]) : 0.0f;
-      u[token][column] = there ? to_acc(a.u[from]) : 0.0f;
-      dt[token][column] = there ? softplus(delta[i]) : 0.0f;
-      gy[token][column] =
-          there ? to_acc(g.gy[s.y_at(at.image, at.token(s, position + token), at.direction, copied)]) : 0.0f;
+      for (int i = 0; i < 4; ++i) {
+        const float dt = position + copier.token < at.last ? softplus<T>(to_acc(delta.v[i])) : 0.0f;
+        steps[copier.token][copier.column + i] = make_float4(dt, dt * to_acc(u.v[i]), to_acc(gy.v[i]), 0);
+      }
     }
-    load_vectors<kStates>(in, a.in, s, at, position);
-    load_vectors<kStates>(out, a.out, s, at, position);
+    in[threadIdx.x] = load_vector<kStates>(a.in, s, at, vectors, position);
+    out[threadIdx.x] = load_vector<kStates>(a.out, s, at, vectors, position);
     __syncthreads();
     if (sums_only) {
 #pragma unroll
       for (int token = kTokens - 1; token >= 0; --token) {
-        const float step = dt[token][at.local], gradient = gy[token][at.local];
-        total += step;
+        const float4 step = steps[token][at.local];
+        total += step.x;
 #pragma unroll
         for (int k = 0; k < kStates; ++k)
-          d[k] = exp2_fast(step * rate[k]) * (d[k] + gradient * out[token * kN + at.lane * kStates + k]);
+          d[k] = exp2_fast(step.x * rate[k]) * (d[k] + step.z * out[token * kN + at.lane * kStates + k]);
       }
+      __syncthreads();
       continue;
     }
     float before[kTokens][kStates], h[kStates];
@@ -93,16 +94,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     }
 #pragma unroll
     for (int token = 0; token < kTokens; ++token) {
-      const float step = dt[token][at.local], du = step * u[token][at.local];
+      const float4 step = steps[token][at.local];
 #pragma unroll
       for (int k = 0; k < kStates; ++k) {
         before[token][k] = h[k];
-        h[k] = exp2_fast(step * rate[k]) * h[k] + du * in[token * kN + at.lane * kStates + k];
+        h[k] = exp2_fast(step.x * rate[k]) * h[k] + step.y * in[token * kN + at.lane * kStates + k];
       }
     }
 #pragma unroll
     for (int token = kTokens - 1; token >= 0; --token) {
-      const float step = dt[token][at.local], du = step * u[token][at.local], gradient = gy[token][at.local];
+      const float4 of_token = steps[token][at.local];
+      const float step = of_token.x, du = of_token.y, gradient = of_token.z;
       float to_du = 0, to_dt = 0;
 #pragma unroll
       for (int half = 0; half < kStates; half += 4) {  // four states: four gradients of B, four of C
@@ -128,30 +130,38 @@ __global__ void __launch_bounds__(kThreads, 2)
       const bool upper = at.lane & 2;
       float mine = (upper ? to_dt : to_du) + __shfl_xor_sync(0xffffffffu, upper ? to_du : to_dt, 2);
       mine += __shfl_xor_sync(0xffffffffu, mine, 1);
-      if ((at.lane & 1) == 0) (upper ? g_dt : g_du)[token][at.local] = mine;
+      float2& place = back[token][at.local];
+      if ((at.lane & 1) == 0) (upper ? place.y : place.x) = mine;
     }
     __syncthreads();
+    if (copies) {
+      Four<T> gu, g_delta;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      if (position + token >= at.last || copied >= s.c) continue;
-      const int64_t to = at.row(s, position + token) * s.c + copied;
-      const float by_du = g_du[token][column], by_y = gy[token][column];
-      g.gu[to] = from_acc<T>(by_du * dt[token][column] + by_y * skip);
-      // Rates are in units of 2^x, so to_dt came log2(e) times too large.
-      g.g_delta[to] = from_acc<T>((g_dt[token][column] * 0.69314718055994531f + by_du * u[token][column]) *
-                                  sigmoid(delta[i]));
-      g_skip += by_y * u[token][column];
+      for (int i = 0; i < 4; ++i) {
+        const float4 step = steps[copier.token][copier.column + i];
+        const float2 by = back[copier.token][copier.column + i];
+        gu.v[i] = from_acc<T>(by.x * step.x + step.z * to_acc(skip.v[i]));
+        // Rates are in units of 2^x, so by.y came log2(e) times too large.
+        g_delta.v[i] =
+            from_acc<T>((by.y * 0.69314718055994531f + by.x * to_acc(u.v[i])) * sigmoid(to_acc(delta.v[i])));
+        g_skip[i] += step.z * to_acc(u.v[i]);
+      }
+      copier.store(g.gu, gu, false, position, at.last);
+      copier.store(g.g_delta, g_delta, false, position, at.last);
     }
     const int64_t group = (at.channel - at.local) / kChannels;
-    for (int i = int(threadIdx.x); i < kTokens * 2 * kN; i += kThreads) {
-      const int64_t p = position + i / (2 * kN), which = i / kN % 2, state = i % kN;
-      if (p >= at.last || state >= s.n) continue;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = int(threadIdx.x) + half * kThreads, state = i % kN, which = i / kN % 2;
+      const int p = position + i / (2 * kN);
       float sum = 0;
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) sum += by_warp[w][i];
-      parts.vectors[((which * groups + group) * s.b * s.t * 2 + at.row(s, p)) * s.n + state] = sum;
+      if (p < at.last && state < s.n)
+        parts.vectors[(which * groups + group) * s.b * s.t * 2 * s.n + vectors +
+                      (at.direction == 0 ? p : -p) * (2 * s.n) + state] = sum;
     }
+    __syncthreads();
   }
   if (sums_only) {
     if (!at.valid) return;
@@ -168,14 +178,17 @@ __global__ void __launch_bounds__(kThreads, 2)
     for (int k = 0; k < kStates; ++k)
       if (at.lane * kStates + k < s.n)  // dA / d a_log = A
         parts.a[(part + at.channel) * s.n + at.lane * kStates + k] = g_a[k] * rate[k] * 0.69314718055994531f;
+  // Threads with the same channels, of different tokens, add up through shared memory.
+  if (copies)
+#pragma unroll
+    for (int i = 0; i < 4; ++i) back[copier.token][copier.column + i].x = g_skip[i];
   __syncthreads();
-  g_du[int(threadIdx.x) / kChannels][column] = g_skip;
-  __syncthreads();
-  if (int(threadIdx.x) < kChannels && copied < s.c) {
+  const int64_t channel = at.channel - at.local + int(threadIdx.x);
+  if (int(threadIdx.x) < kChannels && channel < s.c) {
     float sum = 0;
 #pragma unroll
-    for (int i = 0; i < kLanes; ++i) sum += g_du[i][column];
-    parts.skip[part + copied] = sum;
+    for (int i = 0; i < kTokens; ++i) sum += back[i][threadIdx.x].x;
+    parts.skip[part + channel] = sum;
   }
 }
 
@@ -207,9 +220,10 @@ void launch(const SelectiveScanBackward<T, float>& g, float* workspace, void* st
   selective_scan_states(g.forward, workspace, starts, stream);
   const int64_t groups = div_up<int64_t>(s.c, kChannels), count = s.b * s.t * 2 * s.n;
   const unsigned blocks = unsigned(s.b * cut.segments * 2 * groups);
+  const bool packed = copies_packed<T>(s, g.forward.u, g.forward.delta, g.gy, g.gu, g.g_delta);
   auto run = [&](ScanPass pass) {  // the sums of the way there are used up by now
     selective_scan_bwd_tiles<T, kStates><<<blocks, kThreads, 0, as_stream(stream)>>>(
-        g, cut, sums_at(workspace, s, cut), starts, Parts{vectors, g.g_a, g.g_skip}, pass);
+        g, cut, sums_at(workspace, s, cut), starts, Parts{vectors, g.g_a, g.g_skip}, pass, packed);
     check_launch("selective_scan_bwd_tiles", stream);
   };
   if (cut.segments > 1) run(ScanPass::sums);

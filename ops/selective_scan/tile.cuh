@@ -39,32 +39,111 @@ inline Sums sums_at(float* room, const SelectiveShape& s, const Cut& cut) {
   return {room, room + cut.segments * s.b * 2 * s.c};
 }
 
+template <class T>
+struct alignas(4 * sizeof(T)) Four {
+  T v[4];
+};
+
 /// Where a thread works.
 struct Spot {
-  int64_t image, direction, segment, first, last;  // positions [first, last) in scan order
-  int64_t channel, chain;                          // chain: of [b,2,c]
-  int lane, local;                                 // states lane kStates ...; channel within the block
+  int64_t image;
+  int direction, segment, first, last;  // positions [first, last) in scan order
+  int64_t channel, chain;               // chain: of [b,2,c]
+  int lane, local;                      // states lane kStates ...; channel within the block
   bool valid;
-  __device__ __forceinline__ Spot(const SelectiveShape& s, const Cut& cut, int64_t block) {
-    const int64_t blocks = (s.c + kChannels - 1) / kChannels, group = block % blocks;
-    direction = block / blocks % 2;
-    segment = block / blocks / 2 % cut.segments;
-    image = block / blocks / 2 / cut.segments;
-    first = segment * cut.length, last = min(s.t, first + cut.length);
+  __device__ __forceinline__ Spot(const SelectiveShape& s, const Cut& cut) {
+    const int64_t blocks = (s.c + kChannels - 1) / kChannels, group = blockIdx.x % blocks;
+    direction = int(blockIdx.x / blocks % 2);
+    segment = int(blockIdx.x / blocks / 2 % cut.segments);
+    image = blockIdx.x / blocks / 2 / cut.segments;
+    first = int(segment * cut.length), last = int(min(s.t, first + cut.length));
     lane = int(threadIdx.x) % kLanes, local = int(threadIdx.x) / kLanes;
     channel = group * kChannels + local;
     valid = channel < s.c;
     chain = (image * 2 + direction) * s.c + channel;
   }
-  __device__ __forceinline__ int64_t token(const SelectiveShape& s, int64_t position) const {
-    return direction == 0 ? position : s.t - 1 - position;
-  }
-  __device__ __forceinline__ int64_t row(const SelectiveShape& s, int64_t position) const {
-    return (image * s.t + token(s, position)) * 2 + direction;
+  /// Offset in an array [b,t,2,n] of state `state` at position 0; positions are 2 n apart, on or back.
+  __device__ __forceinline__ int64_t vector_start(const SelectiveShape& s) const {
+    return ((image * s.t + (direction == 0 ? 0 : s.t - 1)) * 2 + direction) * s.n;
   }
 };
 
-__device__ __forceinline__ float softplus(float x) { return x > 20.0f ? x : log1pf(expf(x)); }
+/// Copies go by four channels: thread i has token i / 16 of a tile and channels 4 (i % 16) ... of the block.
+struct Copier {
+  static constexpr int kRow = kChannels / 4;
+  int token, column;            // first of the four within the block
+  int64_t own, gathered, step;  // offsets of position 0 in u and in y; elements between positions
+  int count;                    // channels there are, 0 to 4
+  bool packed;
+  __device__ __forceinline__ Copier(const SelectiveShape& s, const Spot& at, bool all_packed) {
+    token = int(threadIdx.x) / kRow, column = int(threadIdx.x) % kRow * 4;
+    const int64_t channel = at.channel - at.local + column, edge = at.direction == 0 ? 0 : s.t - 1;
+    count = int(max(int64_t(0), min(int64_t(4), s.c - channel)));
+    packed = all_packed;
+    own = ((at.image * s.t + edge) * 2 + at.direction) * s.c + channel;
+    gathered = count > 0 ? s.y_at(at.image, edge, at.direction, channel) : 0;
+    step = at.direction == 0 ? 2 * s.c : -2 * s.c;
+    gap = int(s.w);
+    within = count > 0 ? int(channel % s.w) : 0;
+  }
+  /// Where channel i of the four lies beside the first: in y a head's channels end after w.
+  __device__ __forceinline__ int64_t beside(int i, bool in_y) const {
+    return in_y ? i + (within + i) / gap * gap : i;
+  }
+  template <class T>
+  __device__ __forceinline__ Four<T> load(const T* from, bool in_y, int position, int last) const {
+    Four<T> four;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.v[i] = from_acc<T>(0.0f);
+    if (position + token >= last) return four;
+    from += (in_y ? gathered : own) + (position + token) * step;
+    if (packed && count == 4) return *reinterpret_cast<const Four<T>*>(from);
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < count) four.v[i] = from[beside(i, in_y)];
+    return four;
+  }
+  template <class T>
+  __device__ __forceinline__ void store(T* to, const Four<T>& four, bool in_y, int position, int last) const {
+    if (position + token >= last) return;
+    to += (in_y ? gathered : own) + (position + token) * step;
+    if (packed && count == 4) {
+      *reinterpret_cast<Four<T>*>(to) = four;
+      return;
+    }
+#pragma unroll
+    for (int i = 0; i < 4; ++i)
+      if (i < count) to[beside(i, in_y)] = four.v[i];
+  }
+  /// Four of an array [2,c] for the direction.
+  template <class T>
+  __device__ __forceinline__ Four<T> parameters(const T* from, const SelectiveShape& s,
+                                                const Spot& at) const {
+    Four<T> four;
+    from += at.direction * s.c + at.channel - at.local + column;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) four.v[i] = i < count ? from[i] : from_acc<T>(0.0f);
+    return four;
+  }
+
+ private:
+  int gap, within;
+};
+
+/// May four channels be copied at once?
+template <class T, class... Pointers>
+bool copies_packed(const SelectiveShape& s, const Pointers*... pointers) {
+  return s.w % 4 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % (4 * sizeof(T)) == 0) && ...);
+}
+
+/// log(1 + e^x); beside bf16 to 1e-5 of itself.
+template <class T>
+__device__ __forceinline__ float softplus(float x) {
+  if constexpr (sizeof(T) != 2) return x > 20.0f ? x : log1pf(expf(x));
+  const float e = exp2_fast(x * 1.4426950408889634f);
+  const float small = e * (1.0f + e * (-0.5f + e * (0.333333333f - 0.25f * e)));
+  return x > 20.0f ? x : e < 0.04f ? small : __logf(1.0f + e);
+}
 
 /// A in units of 2^x; 0 for states that there are not.
 template <int kStates, class T>
@@ -80,15 +159,16 @@ __device__ __forceinline__ void load_rates(float (&rate)[kStates], const Selecti
   }
 }
 
-/// B or C of a tile's tokens to shared memory [tile][4 kStates]; 0 outside.
+/// B or C of a tile's tokens [tile][4 kStates], one element a thread; 0 outside.
 template <int kStates, class T>
-__device__ __forceinline__ void load_vectors(float* to, const T* from, const SelectiveShape& s,
-                                             const Spot& at, int64_t position) {
+__device__ __forceinline__ float load_vector(const T* from, const SelectiveShape& s, const Spot& at,
+                                             int64_t start, int position) {
   constexpr int kN = kLanes * kStates;
-  for (int i = int(threadIdx.x); i < kTile<kStates> * kN; i += kThreads) {
-    const int64_t p = position + i / kN, state = i % kN;
-    to[i] = p < at.last && state < s.n ? to_acc(from[at.row(s, p) * s.n + state]) : 0.0f;
-  }
+  static_assert(kTile<kStates> * kN == kThreads);
+  const int p = position + int(threadIdx.x) / kN;
+  const int state = int(threadIdx.x) % kN;
+  return p < at.last && state < s.n ? to_acc(from[start + (at.direction == 0 ? p : -p) * (2 * s.n) + state])
+                                    : 0.0f;
 }
 
 /// states *= what a segment with this sum of dt leaves of them, += what it adds.
