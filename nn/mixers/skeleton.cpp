@@ -1,5 +1,6 @@
 #include "nn/mixers/skeleton.h"
 
+#include "core/grad_mode.h"
 #include "nn/plan.h"
 #include "ops/grouped_linear/op.h"
 #include "ops/view/op.h"
@@ -15,9 +16,7 @@ Shape GroupedLinear::plan(const Shape& x, Plan& plan) const {
   return x.with(-1, weight_.shape()[1]);
 }
 
-Tensor GroupedLinear::forward(const Tensor& x) {
-  return grouped_linear(x, weight_.value(), bias_ ? bias_->value() : Tensor());
-}
+Tensor GroupedLinear::forward(const Tensor& x) { return grouped_linear(x, weight(), bias()); }
 
 LinearOptions new_linear(int64_t fan_in) {
   return {.weight = init::fan_in_uniform(fan_in), .bias_init = init::fan_in_uniform(fan_in)};
@@ -49,7 +48,10 @@ Tensor SkeletonMixer::mix(const Tensor& x) {
   const int64_t b = x.size(0), t = x.size(1);
   const MixerShape& s = mixer_shape();
   Tensor u = order_.arrange(pre_ ? (*pre_)(x) : x);
-  Tensor heads = head_proj_((*core_.module)(reshape(u, {b, t, s.heads, s.head_dim()})));
+  u = reshape(u, {b, t, s.heads, s.head_dim()});
+  Tensor heads = core_.projected && !grad_enabled()
+                     ? core_.projected(u, head_proj_.weight(), head_proj_.bias())
+                     : head_proj_((*core_.module)(u));
   return order_.restore(reshape(heads, {b, t, s.dim}));
 }
 

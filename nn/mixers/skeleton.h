@@ -4,6 +4,8 @@
 //   v     = core(u)                                [b,t,h,k], directions side by side: k = 2w as a rule
 //   heads = head_proj(v), each head's own layer    [b,t,h,w] -> [b,t,c], back in the model's order: the tap
 //   y     = proj(heads)                            the projection of the mixer before it, taken over
+#include <functional>
+
 #include "nn/init.h"
 #include "nn/mixers/mixer.h"
 #include "nn/mixers/options.h"
@@ -17,6 +19,9 @@ class GroupedLinear : public Module {
   GroupedLinear(int64_t heads, int64_t in, int64_t out, bool bias = true);
   const char* kind() const override { return "GroupedLinear"; }
   Shape plan(const Shape& x, Plan& plan) const override;
+  Tensor weight() { return weight_.value(); }
+  /// Undefined without a bias.
+  Tensor bias() { return bias_ ? bias_->value() : Tensor(); }
 
  protected:
   Tensor forward(const Tensor& x) override;
@@ -34,6 +39,9 @@ struct MixerCore {
   std::string name;                // its parameters are blocks.<i>.attn.<name>.*
   std::unique_ptr<Module> module;  // [b, t, h, w] -> [b, t, h, width]
   int64_t width = 0;
+  /// Where one op does core and head_proj when no gradients are recorded: (u, head_proj's weight, its bias or
+  /// undefined) -> heads.
+  std::function<Tensor(const Tensor&, const Tensor&, const Tensor&)> projected = {};
 };
 
 /// Parts that a mixer may leave out.

@@ -46,6 +46,15 @@ struct HeadScan {
   bf16* y = nullptr;
 };
 
+/// The same and a projection of both directions: y = project [h,64,128] states + project_bias [h,64] (or
+/// null).
+struct HeadProjection {
+  Cell cell = Cell::min_gru;
+  ScanShape s;
+  const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr, *project = nullptr, *project_bias = nullptr;
+  bf16* y = nullptr;  // [b,t,h,64]
+};
+
 template <class T>
 void diagonal_scan_fwd_cpu(const DiagonalScan<T>& a);
 template <class T>
@@ -62,5 +71,8 @@ void diagonal_scan_bwd(const DiagonalScanBackward<T>& a, float* workspace, void*
 bool head_scan_fits(const HeadScan& a);
 int64_t head_scan_workspace(const ScanShape& s);
 void head_scan_fwd(const HeadScan& a, float* workspace, void* stream);
+/// False as well when there are too few images for a block on every multiprocessor.
+bool head_scan_project_fits(const HeadProjection& a);
+void head_scan_project(const HeadProjection& a, void* stream);
 
 }  // namespace occam::kernels

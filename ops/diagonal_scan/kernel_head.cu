@@ -1,40 +1,14 @@
 // Gates by tensor cores and the scan of what they give, without gates in memory. A block is a (head,
-// direction) and four units, a unit being an image or a segment of one; its four warps have 16 channels each.
-// The product is transposed, gates = W x': rows are channels, and the two columns that a lane holds of every
-// 8 are two neighbouring positions of one unit, so that a lane walks along the tokens of its unit by itself:
-// column 2u + e of product j is position 2j + e of unit u. W stays in registers.
+// direction) and four units (head.cuh); its four warps have 16 channels each, and W stays in registers.
 #include "core/cuda/launch.h"
-#include "ops/diagonal_scan/cells.cuh"
+#include "ops/diagonal_scan/head.cuh"
 #include "ops/diagonal_scan/kernel.h"
 
 namespace occam::kernels {
 
 namespace {
 
-constexpr int kWidth = 64, kThreads = 128, kUnits = 4;
-constexpr int kPositions = 16;  // of every unit in a stage
-constexpr int kStages = 4;
-constexpr int kStageBytes = kUnits * kPositions * kWidth * 2;
-
-/// Row r of a warp's 16 is this channel: after the transposition that a lane stores from, four neighbours.
-__device__ __forceinline__ int channel_of_row(int r) { return (r & 7) / 2 * 4 + (r & 1) + (r & 8) / 4; }
-
-/// Lane l of the result holds elements [l / 4][2 (l % 4)] and the next of the transposed 8 x 8 matrix.
-__device__ __forceinline__ uint32_t transposed(uint32_t x) {
-  uint32_t y;
-  asm("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));
-  return y;
-}
-
-/// d = a b + c: the first product of a sum takes the bias as it lies in registers.
-__device__ __forceinline__ void mma_from(float (&d)[4], const uint32_t (&a)[4], uint32_t b0, uint32_t b1,
-                                         const float (&c)[2]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, "
-      "{%10,%10,%11,%11};"
-      : "=f"(d[0]), "=f"(d[1]), "=f"(d[2]), "=f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "f"(c[0]), "f"(c[1]));
-}
+constexpr int kThreads = 128;
 
 /// Unit u is a segment of an image: positions [first, first + length), length 0 when there is no such unit.
 struct Unit {
@@ -107,16 +81,8 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
 #pragma unroll
   for (int i = 0; i < kParts; ++i) {
     const int64_t row = ((direction * a.s.h + head) * kParts + i) * kWidth;
-#pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      bias[i][c] = to_acc(a.bias[row + channel[c]]);
-#pragma unroll
-      for (int k = 0; k < 4; ++k)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          weight[i][k][2 * half + c] = *reinterpret_cast<const uint32_t*>(
-              a.weight + (row + channel[c]) * kWidth + 16 * k + 8 * half + 2 * (lane % 4));
-    }
+    bias[i][0] = to_acc(a.bias[row + channel[0]]), bias[i][1] = to_acc(a.bias[row + channel[1]]);
+    load_left(weight[i], a.weight + (row + warp * 16) * kWidth, kWidth);
   }
 
   // The states of the lane's two channels.
@@ -142,27 +108,11 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     if (step + kStages - 1 < steps) copy_stage(step + kStages - 1);
     copies_commit();
     const uint8_t* stage = stages + step % kStages * kStageBytes;
-    const uint8_t* column = stage + (lane % 8 / 2 * kPositions + lane % 2) * 128;
 #pragma unroll
     for (int part = 0; part < kPositions / 2 / kTiles; ++part) {
-      float gate[kParts][kTiles][4];
+      float gate[kTiles][kParts][4];
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-#pragma unroll
-        for (int k = 0; k < 4; k += 2) {
-          uint32_t x[4];
-          ldmatrix(x, reinterpret_cast<const bf16*>(column + (part * kTiles + j) * 256 +
-                                                    (((2 * k + lane / 8) ^ (lane % 8)) << 4)));
-#pragma unroll
-          for (int i = 0; i < kParts; ++i) {
-            if (k == 0)
-              mma_from(gate[i][j], weight[i][k], x[0], x[1], bias[i]);
-            else
-              mma_bf16(gate[i][j], weight[i][k], x[0], x[1]);
-            mma_bf16(gate[i][j], weight[i][k + 1], x[2], x[3]);
-          }
-        }
-      }
+      for (int j = 0; j < kTiles; ++j) gates_of_columns(gate[j], stage, part * kTiles + j, weight, bias);
 #pragma unroll
       for (int j = 0; j < kTiles; ++j) {
         float state[4];
@@ -170,7 +120,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
         for (int e = 0; e < 4; ++e) {
           float v[3];
 #pragma unroll
-          for (int i = 0; i < kParts; ++i) v[i] = gate[i][j][e];
+          for (int i = 0; i < kParts; ++i) v[i] = gate[j][i][e];
           const float keep = Cell::template step<true>(v, h[e / 2]);
           if (kSums) product[e / 2] *= keep;
           state[e] = h[e / 2];

@@ -1,7 +1,10 @@
 #include "ops/diagonal_scan/op.h"
 
+#include "autograd/node.h"
+#include "core/grad_mode.h"
 #include "ops/blas.h"
 #include "ops/diagonal_scan/kernel.h"
+#include "ops/grouped_linear/op.h"
 #include "ops/op.h"
 #include "ops/reduce/op.h"
 
@@ -267,6 +270,45 @@ struct HeadGatedScanOp {
   }
 };
 
+struct HeadGatedScanProject {
+  using Attrs = GatedScanOp::Attrs;
+  static constexpr OpInfo info{
+      .name = "head_gated_scan_project",
+      .contract = "x: b t h i, w: 2 h g i, bias: 2 h g, project: h o s, project_bias?: h o -> b t h o",
+      .bound = Bound::compute,
+      .hint = "s: the states of both directions"};
+  static constexpr NonDifferentiable kNoGradient{
+      "with gradients its two ops run apart: backward needs the states"};
+
+  static Outs forward(Ctx&, In in, const Attrs& attrs) {
+    const Tensor &x = in[0], &w = in[1], &bias = in[2], &project = in[3], &project_bias = in[4];
+    const ScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), attrs.cell);
+    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 && project.size(1) == 64 &&
+        project.size(2) == 128 && x.numel() > 0) {
+      Tensor y = empty(x.shape(), options_of(x));
+      kernels::HeadProjection a{kernel_cell(attrs.cell),
+                                s,
+                                x.data<bf16>(),
+                                w.data<bf16>(),
+                                bias.data<bf16>(),
+                                project.data<bf16>(),
+                                project_bias ? project_bias.data<bf16>() : nullptr,
+                                y.data<bf16>()};
+      OCCAM_ON_CUDA(if (kernels::head_scan_project_fits(a)) {
+        kernels::head_scan_project(a, current_stream(x.device()).handle);
+        return {y};
+      });
+    }
+    return {grouped_linear(head_gated_scan(x, w, bias, attrs.cell), project, project_bias)};
+  }
+  static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
+    const Cost scan = HeadGatedScanOp::cost(in, dtype, attrs);
+    const double rows = double(in[0][0]) * double(in[0][1]), out = double(in[3][0]) * double(in[3][1]);
+    return {scan.flops + 2 * rows * double(in[3].numel()),
+            bytes_of(in, dtype) + rows * out * double(size_of(dtype))};
+  }
+};
+
 }  // namespace
 
 int64_t gates_of(GatedCell cell) { return kernels::parts_of(kernel_cell(cell)); }
@@ -277,6 +319,16 @@ Tensor head_gated_scan(const Tensor& x, const Tensor& w, const Tensor& bias, Gat
   return apply<HeadGatedScanOp>({x, w, bias}, {cell})[0];
 }
 
-OCCAM_REGISTER(diagonal_scan, DiagonalScanOp, GatedScanOp, HeadGatedScanOp);
+Tensor head_gated_scan_project(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& project,
+                               const Tensor& project_bias, GatedCell cell) {
+  bool records = false;
+  for (const Tensor* t : {&x, &w, &bias, &project, &project_bias})
+    records = records || (t->defined() && requires_grad(*t));
+  if (records && grad_enabled())
+    return grouped_linear(head_gated_scan(x, w, bias, cell), project, project_bias);
+  return apply<HeadGatedScanProject>({x, w, bias, project, project_bias}, {cell})[0];
+}
+
+OCCAM_REGISTER(diagonal_scan, DiagonalScanOp, GatedScanOp, HeadGatedScanOp, HeadGatedScanProject);
 
 }  // namespace occam

@@ -26,4 +26,9 @@ Tensor gated_scan(const Tensor& gates, GatedCell cell);
 /// x [b,t,h,i], w [2,h,k w,i], bias [2,h,k w] -> [b,t,h,2 w].
 Tensor head_gated_scan(const Tensor& x, const Tensor& w, const Tensor& bias, GatedCell cell);
 
+/// grouped_linear(head_gated_scan(x, w, bias, cell), project, project_bias): project [h,o,2 w], project_bias
+/// [h,o] or undefined -> [b,t,h,o]. Without gradients one kernel does both where the device can.
+Tensor head_gated_scan_project(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& project,
+                               const Tensor& project_bias, GatedCell cell);
+
 }  // namespace occam

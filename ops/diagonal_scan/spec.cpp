@@ -237,6 +237,49 @@ OP_SPEC(diagonal_scan) {
     head("no-tokens", 2, 0, 2, 3, 2);
   }
 
+  // Forward in one kernel where no gradient is recorded; the directions meet within a stage of 16 tokens, or
+  // between two (32). The kernel needs a block for every multiprocessor.
+  auto project = [&](const char* name, GatedCell cell, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w,
+                     int64_t o, bool with_bias) -> Sample& {
+    const int64_t k = occam::gates_of(cell);
+    const double scale = 1 / std::sqrt(double(i)), out_scale = 1 / std::sqrt(double(2 * w));
+    Input bias = uniform({2, h, k * w}, -1, 1);
+    if (w == 64) bias.value = [](int64_t j, occam::Rng&) { return j % 2 == 0 ? 3.0 : -3.0; };
+    return spec
+        .sample(
+            std::string("project-") + name,
+            {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias,
+             uniform({h, o, 2 * w}, -out_scale, out_scale), with_bias ? uniform({h, o}, -1, 1) : absent()},
+            [cell](const std::vector<Tensor>& in) {
+              return std::vector{occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4], cell)};
+            },
+            [=](const Arrays& in) -> Arrays {
+              const Array gates = naive_gates(in[0], in[1], in[2]);
+              const Array states = naive_gated(b, t, h, w, cell, [&](auto... at) { return gates(at...); });
+              Array y({b, t, h, o});
+              for (int64_t n = 0; n < b; ++n)
+                for (int64_t token = 0; token < t; ++token)
+                  for (int64_t head = 0; head < h; ++head)
+                    for (int64_t j = 0; j < o; ++j) {
+                      const double *row = &in[3].v[size_t((head * o + j) * 2 * w)],
+                                   *state = &states.v[size_t(((n * t + token) * h + head) * 2 * w)];
+                      const double sum =
+                          std::inner_product(row, row + 2 * w, state, with_bias ? in[4](head, j) : 0.0);
+                      y(n, token, head, j) = sum;
+                    }
+              return {y};
+            })
+        .conditioned(double(std::min<int64_t>(t, 4)))
+        .sum_length(double(std::max(i + 2 * w, b * t)))
+        // As by head, and the states, a share and the result are rounded, whose terms are larger than itself.
+        .half_roundings(2 * double(std::min<int64_t>(t, 4)) + 3);
+  };
+  project("2x5x3x4x3x2", GatedCell::min_gru, 2, 5, 3, 4, 3, 2, true).small();
+  project("2x3x1x2x2x2", GatedCell::min_lstm, 2, 3, 1, 2, 2, 2, false).small();
+  project("6x16x66x64x64x64", GatedCell::min_gru, 6, 16, 66, 64, 64, 64, true).no_gradient();
+  project("2x21x66x64x64x64", GatedCell::min_lstm, 2, 21, 66, 64, 64, 64, false).no_gradient();
+  project("1x32x132x64x64x64", GatedCell::min_gru, 1, 32, 132, 64, 64, 64, true).no_gradient();
+
   spec.bad(
       "gates",
       [] {

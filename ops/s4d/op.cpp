@@ -97,7 +97,8 @@ struct S4dOp {
         a.gy = gy[0].data<T>(), a.gu = parts.data<A>();
         scan(a, u);
       });
-      grads[0] = raw::reshape(raw::sum_to_shape(parts, {1, s.b, s.t, s.c}, u.dtype()), u.shape());
+      parts = raw::sum_to_shape(parts, {1, s.b, s.t, s.c}, parts.dtype());
+      grads[0] = raw::to(raw::reshape(parts, u.shape()), u.dtype());
     }
     bool any = false;
     for (size_t i = 1; i < 6; ++i) any = any || c.needs(i);

@@ -102,10 +102,9 @@ struct SelectiveScanOp {
     }
     auto add_up = [&](size_t i, const Tensor& parts) {
       DType dtype = c.grad_dtype_of(i) == DType::f32 ? DType::f32 : u.dtype();
-      grads[i] = raw::reshape(
-          raw::sum_to_shape(parts, in[i].shape().rank() == 3 ? Shape{1, 2, s.c, s.n} : Shape{1, 2, s.c},
-                            dtype),
-          in[i].shape());
+      const Shape one = in[i].shape().rank() == 3 ? Shape{1, 2, s.c, s.n} : Shape{1, 2, s.c};
+      Tensor sum = raw::sum_to_shape(parts, one, parts.dtype());
+      grads[i] = raw::to(raw::reshape(sum, in[i].shape()), dtype);
     };
     if (c.needs(2)) add_up(2, parts_a);
     if (c.needs(5)) add_up(5, parts_skip);

@@ -42,6 +42,9 @@ class HeadGates : public Module {
     plan.add_macs(x[0] * x[1] * weight_.numel());
     return x.with(-1, 2 * hidden_);
   }
+  Tensor projected(const Tensor& x, const Tensor& project, const Tensor& project_bias) {
+    return head_gated_scan_project(x, weight_.value(), bias_.value(), project, project_bias, cell_);
+  }
 
  protected:
   Tensor forward(const Tensor& x) override {
@@ -88,12 +91,17 @@ std::unique_ptr<TokenMixer> make_min_rnn(const char* name, const char* kind, Gat
                                          const MixerShape& s, const MixerOptions& given) {
   const Options options = read_options<Options>(name, given);
   const int64_t k = options.hidden_of(s);
-  std::unique_ptr<Module> core;
-  if (options.is_dense())
-    core = std::make_unique<DenseGates>(s, k, cell);
-  else
-    core = std::make_unique<HeadGates>(s, k, cell);
-  return std::make_unique<SkeletonMixer>(kind, s, MixerCore{"rnn", std::move(core), 2 * k}, options.scan);
+  MixerCore core{"rnn", nullptr, 2 * k};
+  if (options.is_dense()) {
+    core.module = std::make_unique<DenseGates>(s, k, cell);
+  } else {
+    auto gates = std::make_unique<HeadGates>(s, k, cell);
+    core.projected = [rnn = gates.get()](const Tensor& u, const Tensor& weight, const Tensor& bias) {
+      return rnn->projected(u, weight, bias);
+    };
+    core.module = std::move(gates);
+  }
+  return std::make_unique<SkeletonMixer>(kind, s, std::move(core), options.scan);
 }
 
 MixerLedger min_rnn_ledger(const char* name, GatedCell cell, const MixerShape& s, int64_t t,
@@ -102,7 +110,7 @@ MixerLedger min_rnn_ledger(const char* name, GatedCell cell, const MixerShape& s
   const int64_t k = options.hidden_of(s), rows = 2 * s.heads * gates_of(cell) * k;
   const int64_t weights = rows * (options.is_dense() ? s.dim : s.head_dim());
   // A scan of t steps is a tree of ceil(log2 t) after the gates.
-  const int64_t depth = 1 + std::bit_width(uint64_t(t > 0 ? t - 1 : 0));
+  const int64_t depth = 1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)));
   return skeleton_ledger(s, t, {weights + rows, t * weights, depth}, 2 * k);
 }
 

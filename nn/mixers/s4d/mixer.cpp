@@ -75,7 +75,7 @@ std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given)
 
 MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
   const int64_t c = s.dim, n = read_options<Options>("s4d", given).state;
-  const int64_t depth = 1 + std::bit_width(uint64_t(t > 0 ? t - 1 : 0));
+  const int64_t depth = 1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)));
   return skeleton_ledger(s, t, {c * (8 * n + 4), t * 12 * c * n, depth}, 2 * s.head_dim());
 }
 
