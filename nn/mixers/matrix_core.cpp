@@ -8,12 +8,13 @@
 namespace occam {
 
 HeadQkv split_qkv(const Tensor& qkv, int64_t n) {
-  return {slice(qkv, 3, 0, n), slice(qkv, 3, n, n), slice(qkv, 3, 2 * n, qkv.size(3) - 2 * n)};
+  const auto parts = split(qkv, 3, {n, n, qkv.size(3) - 2 * n});
+  return {parts[0], parts[1], parts[2]};
 }
 
 Tensor for_both(const Tensor& x) {
   const Shape& s = x.shape();
-  return expand(reshape(x, {s[0], s[1], 1, s[2], s[3]}), {s[0], s[1], 2, s[2], s[3]});
+  return reshape(x, {s[0], s[1], 1, s[2], s[3]});
 }
 
 Init of_uniform(double (*f)(double)) {

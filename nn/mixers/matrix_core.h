@@ -14,7 +14,7 @@ struct HeadQkv {
 };
 /// Splits [b,t,h,2n+w].
 HeadQkv split_qkv(const Tensor& qkv, int64_t n);
-/// [b,t,h,x] -> [b,t,2,h,x], the same for both directions, without a copy.
+/// [b,t,h,x] -> [b,t,1,h,x]: the same for both directions.
 Tensor for_both(const Tensor& x);
 /// Option `key` of these mixers.
 inline const char* const kKeyHelp = "width of each head's queries and keys; 0 = the head's width";

@@ -1,4 +1,7 @@
+#include <type_traits>
+
 #include "ops/matrix_scan/block.cuh"
+#include "ops/matrix_scan/window.h"
 
 namespace occam::kernels {
 
@@ -237,18 +240,33 @@ bool matrix_scan_fits(const ScanShape& s, bool normed) {
   return 4 * backward_floats(s, columns(s, normed), 1) <= device_limits().shared_bytes_opt_in;
 }
 
-int64_t matrix_scan_fwd_scratch(const ScanShape& s, bool normed) {
-  return s.b * 2 * s.h * s.t * columns(s, normed);
+template <class T>
+int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>& a) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_windows(a)) return window_fwd_scratch(a);
+  return a.s.b * 2 * a.s.h * a.s.t * columns(a.s, a.floor != nullptr);
 }
 
-int64_t matrix_scan_bwd_scratch(const ScanShape& s, bool normed) {
-  const int w = columns(s, normed);
+template <class T>
+bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a) {
+  if constexpr (std::is_same_v<T, bf16>) return reads_both(a) && fits_window_bwd(a);
+  return false;
+}
+
+template <class T>
+int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_window_bwd(a)) return 0;
+  const ScanShape& s = a.s;
+  const int w = columns(s, a.floor != nullptr);
   const int64_t lines = s.b * 2 * s.h, chunks = div_up<int64_t>(s.t, chunk_of(s, w));
   return lines * (s.t * w + chunks * s.n * (w | 1) + 2 * s.t * s.n);
 }
 
 template <class T>
 void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void* stream) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_windows(a)) return window_fwd(a, scratch, stream);
   const int w = columns(a.s, a.floor != nullptr), chunk = chunk_of(a.s, w);
   const int64_t bytes = 4 * ScanBlock<T>::floats(a.s, w, chunk), lines = a.s.b * 2 * a.s.h;
   allow_shared(matrix_scan_fwd_chunks<T>, "matrix_scan_fwd_chunks", bytes);
@@ -262,6 +280,8 @@ void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void*
 
 template <class T>
 void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void* stream) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_window_bwd(a)) return window_bwd(a, stream);
   const ScanShape s = a.s;
   const int w = columns(s, a.floor != nullptr), chunk = chunk_of(s, w);
   const int64_t lines = s.b * 2 * s.h, states = lines * div_up<int64_t>(s.t, chunk) * s.n * (w | 1);
@@ -281,9 +301,14 @@ void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void
   check_launch("matrix_scan_bwd_groups", stream);
 }
 
-template void matrix_scan_fwd(const MatrixScanForward<float, float>&, float*, void*);
-template void matrix_scan_fwd(const MatrixScanForward<bf16, float>&, float*, void*);
-template void matrix_scan_bwd(const MatrixScanBackward<float, float>&, float*, void*);
-template void matrix_scan_bwd(const MatrixScanBackward<bf16, float>&, float*, void*);
+#define OCCAM_INSTANTIATE(T)                                                        \
+  template bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>&);          \
+  template int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>&);     \
+  template int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>&);    \
+  template void matrix_scan_fwd(const MatrixScanForward<T, float>&, float*, void*); \
+  template void matrix_scan_bwd(const MatrixScanBackward<T, float>&, float*, void*)
+OCCAM_INSTANTIATE(float);
+OCCAM_INSTANTIATE(bf16);
+#undef OCCAM_INSTANTIATE
 
 }  // namespace occam::kernels

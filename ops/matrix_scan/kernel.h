@@ -32,7 +32,8 @@ struct MatrixScanForward {
   A* den = nullptr;              // [b,t,e,h]; null without floor
 };
 
-/// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p], the others as above; all are written.
+/// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p] (but see matrix_scan_bwd_sums), the others as above; all are
+/// written.
 template <class T, class A>
 struct MatrixScanBackward {
   ScanShape s;
@@ -54,8 +55,13 @@ void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a);
 /// Can the device's shared memory hold two states of n x p?
 bool matrix_scan_fits(const ScanShape& s, bool normed);
 /// Floats of scratch memory for the calls below.
-int64_t matrix_scan_fwd_scratch(const ScanShape& s, bool normed);
-int64_t matrix_scan_bwd_scratch(const ScanShape& s, bool normed);
+template <class T>
+int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>& a);
+template <class T>
+int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a);
+/// Are the gradients of q, k and v, where both directions read the same, already sums, [b,t,1,...]?
+template <class T>
+bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a);
 template <class T>
 void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void* stream);
 template <class T>

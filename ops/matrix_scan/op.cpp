@@ -14,12 +14,12 @@ struct MatrixScanOp {
   static constexpr OpInfo info{
       .name = "matrix_scan",
       .contract =
-          "q: b t 2 g n, k: b t 2 g n, v: b t 2 h p, log_decay: b t 2 h, scale?: b t 2 h, "
+          "q: b t r g n, k: b t r g n, v: b t r h p, log_decay: b t 2 h, scale?: b t 2 h, "
           "skip?: 2 h, floor?: b t e h -> b t h e p",
       .cast = Cast::any,
       .bound = Bound::compute,
       .layout = Layout::strided,
-      .hint = "axis 2 is the direction; e = 2, or 1 when directions are merged"};
+      .hint = "r = 2 directions, or 1 read by both; e = 2, or 1 when directions are merged"};
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     for (size_t i : {0, 1})
@@ -31,6 +31,8 @@ struct MatrixScanOp {
     kernels::ScanShape s = sizes(q.shape(), v.shape(), attrs.merge);
     OCCAM_CHECK(s.g > 0 && s.h % s.g == 0 && s.n > 0 && s.p > 0, ErrorKind::shape,
                 "matrix_scan: {} heads of width {} cannot share {} groups of width {}", s.h, s.p, s.g, s.n);
+    OCCAM_CHECK(v.size(2) == 1 || v.size(2) == 2, ErrorKind::shape, "matrix_scan: v {} has {} directions",
+                v.shape().str(), v.size(2));
     OCCAM_CHECK(!floor || floor.size(2) == s.outputs(), ErrorKind::shape,
                 "matrix_scan: floor {} has {} outputs where there are {}", floor.shape().str(), floor.size(2),
                 s.outputs());
@@ -38,16 +40,10 @@ struct MatrixScanOp {
     Tensor den = floor ? empty(floor.shape(), options_of(floor)) : Tensor();
     if (y.numel() > 0) {
       auto arguments = [&]<class T, class A>() {
-        return kernels::MatrixScanForward<T, A>{s,
-                                                view<T>(q),
-                                                view<T>(k),
-                                                view<T>(v),
-                                                data<A>(log_decay),
-                                                data<A>(scale),
-                                                data<A>(skip),
-                                                data<A>(floor),
-                                                y.data<T>(),
-                                                data<A>(den)};
+        kernels::MatrixScanForward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
+        a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
+        a.floor = data<A>(floor), a.y = y.data<T>(), a.den = data<A>(den);
+        return a;
       };
       if (v.is_cuda()) {
         dispatch_cuda(v.dtype(), [&]<class T>() {
@@ -55,9 +51,9 @@ struct MatrixScanOp {
             OCCAM_CHECK(kernels::matrix_scan_fits(s, bool(floor)), ErrorKind::shape,
                         "matrix_scan: states of {} x {} do not fit into the shared memory of {}", s.n, s.p,
                         v.device().str());
-            Tensor scratch = empty({kernels::matrix_scan_fwd_scratch(s, bool(floor))}, options_of(log_decay));
-            kernels::matrix_scan_fwd<T>(arguments.template operator()<T, float>(), scratch.data<float>(),
-                                        current_stream(v.device()).handle);
+            auto a = arguments.template operator()<T, float>();
+            Tensor scratch = empty({kernels::matrix_scan_fwd_scratch(a)}, options_of(log_decay));
+            kernels::matrix_scan_fwd(a, scratch.data<float>(), current_stream(v.device()).handle);
           });
         });
       } else {
@@ -77,47 +73,44 @@ struct MatrixScanOp {
     kernels::ScanShape s = sizes(q.shape(), v.shape(), c.attrs<Attrs>().merge);
     const Tensor gy = raw::contiguous(gy_given[0]);
     auto like = [](const Tensor& t) { return t ? empty_like(t) : t; };
-    Tensor gq = like(q), gk = like(k), gv = like(v), glog = like(log_decay), gscale = like(scale),
-           gfloor = like(floor);
+    Tensor gq, gk, gv, glog = like(log_decay), gscale = like(scale), gfloor = like(floor);
     Tensor gskip = skip ? empty({s.b, 2, s.h}, options_of(skip)) : Tensor();
-    if (y.numel() > 0) {
-      auto arguments = [&]<class T, class A>() {
-        return kernels::MatrixScanBackward<T, A>{s,
-                                                 view<T>(q),
-                                                 view<T>(k),
-                                                 view<T>(v),
-                                                 data<A>(log_decay),
-                                                 data<A>(scale),
-                                                 data<A>(skip),
-                                                 data<A>(floor),
-                                                 data<A>(den),
-                                                 y.data<T>(),
-                                                 gy.data<T>(),
-                                                 gq.data<T>(),
-                                                 gk.data<T>(),
-                                                 gv.data<T>(),
-                                                 data<A>(glog),
-                                                 data<A>(gscale),
-                                                 data<A>(gskip),
-                                                 data<A>(gfloor)};
-      };
-      if (v.is_cuda()) {
-        dispatch_cuda(v.dtype(), [&]<class T>() {
-          OCCAM_ON_CUDA({
-            Tensor scratch = empty({kernels::matrix_scan_bwd_scratch(s, bool(floor))}, options_of(log_decay));
-            kernels::matrix_scan_bwd<T>(arguments.template operator()<T, float>(), scratch.data<float>(),
-                                        current_stream(v.device()).handle);
-          });
-        });
-      } else {
-        dispatch_float(v.dtype(), [&]<class T>() {
-          kernels::matrix_scan_bwd_cpu<T>(arguments.template operator()<T, T>());
-        });
-      }
-    } else {
+    auto arguments = [&]<class T, class A>() {
+      kernels::MatrixScanBackward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
+      a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
+      a.floor = data<A>(floor), a.den = data<A>(den), a.y = y.data<T>(), a.gy = gy.data<T>();
+      a.glog_decay = data<A>(glog), a.gscale = data<A>(gscale), a.gskip = data<A>(gskip);
+      a.gfloor = data<A>(gfloor);
+      return a;
+    };
+    // By direction, or summed over both.
+    auto make = [&]<class T, class A>(kernels::MatrixScanBackward<T, A>& a, int64_t directions) {
+      auto one = [&](const Tensor& t) { return empty(t.shape().with(2, directions), options_of(t)); };
+      gq = one(q), gk = one(k), gv = one(v);
+      a.gq = gq.data<T>(), a.gk = gk.data<T>(), a.gv = gv.data<T>();
+    };
+    if (y.numel() == 0) {
+      gq = like(q), gk = like(k), gv = like(v);
       for (Tensor* g : {&gq, &gk, &gv, &glog, &gscale, &gskip, &gfloor})
         if (*g) g->zero_();
+    } else if (v.is_cuda()) {
+      dispatch_cuda(v.dtype(), [&]<class T>() {
+        OCCAM_ON_CUDA({
+          auto a = arguments.template operator()<T, float>();
+          make(a, kernels::matrix_scan_bwd_sums(a) ? 1 : 2);
+          Tensor scratch = empty({kernels::matrix_scan_bwd_scratch(a)}, options_of(log_decay));
+          kernels::matrix_scan_bwd(a, scratch.data<float>(), current_stream(v.device()).handle);
+        });
+      });
+    } else {
+      dispatch_float(v.dtype(), [&]<class T>() {
+        auto a = arguments.template operator()<T, T>();
+        make(a, 2);
+        kernels::matrix_scan_bwd_cpu(a);
+      });
     }
+    for (Tensor* g : {&gq, &gk, &gv})
+      if (g->size(2) != v.size(2)) *g = raw::sum_to_shape(*g, g->shape().with(2, 1));
     if (skip) gskip = raw::reshape(raw::sum_to_shape(gskip, {1, 2, s.h}), skip.shape());
     Grads grads{gq, gk, gv, glog, gscale, gskip, gfloor};
     for (size_t i = 0; i < grads.size(); ++i)
@@ -127,9 +120,9 @@ struct MatrixScanOp {
 
   /// The step form: k v^T and S^T q.
   static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
-    double state = double(in[0][4]) * double(in[2].numel());
+    double values = double(in[3].numel()) * double(in[2][4]), state = double(in[0][4]) * values;
     return {4 * state, bytes_of(in.first(3), dtype) + 4 * double(in[3].numel() + in[4].numel()) +
-                           double(in[2].numel()) / (attrs.merge ? 2 : 1) * double(size_of(dtype))};
+                           values / (attrs.merge ? 2 : 1) * double(size_of(dtype))};
   }
 
  private:
@@ -142,7 +135,7 @@ struct MatrixScanOp {
   }
   template <class T>
   static kernels::ScanView<T> view(const Tensor& t) {
-    return {t.data<T>(), t.strides()[0], t.strides()[1], t.strides()[2], t.strides()[3]};
+    return {t.data<T>(), t.strides()[0], t.strides()[1], t.size(2) == 1 ? 0 : t.strides()[2], t.strides()[3]};
   }
   template <class A>
   static A* data(const Tensor& t) {

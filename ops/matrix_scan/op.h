@@ -16,9 +16,9 @@ struct MatrixScanOptions {
 ///   S_t = exp(log_decay_t) S_{t-1} + u_t k_t v_t^T,   num_t = S_t^T q_t
 /// which is num = (L o Q K^T) V with L_ij = u_j exp(sum of log_decay over j < m <= i) for j <= i. Direction 0
 /// runs from the first token to the last, direction 1 from the last to the first. den is num with v = 1.
-/// q, k [b,t,2,g,n], v [b,t,2,h,p], log_decay [b,t,2,h] <= 0 -> [b,t,h,2,p]. Head h reads q and k of group
-/// h g / H; views with stride 0 over the directions are not copied. With `merge` -> [b,t,h,1,p]: num and den
-/// are sums over the directions in which direction 1 leaves out the token itself, so that it counts once.
+/// q, k [b,t,r,g,n], v [b,t,r,h,p], log_decay [b,t,2,h] <= 0 -> [b,t,h,2,p]; r = 2, or 1 where both
+/// directions read the same. Head i of h reads q and k of group i g / h. With `merge` -> [b,t,h,1,p]: num and
+/// den are sums over the directions in which direction 1 leaves out the token itself, so that it counts once.
 /// log_decay, scale, skip and floor are best in f32 beside bf16 values: they are read in f32.
 /// Throws Error{shape} when h is no multiple of g or a width is 0, Error{usage} for skip beside floor.
 Tensor matrix_scan(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,

@@ -33,6 +33,37 @@ OP_SPEC(slice) {
         for (int64_t i = 0; i < 3; ++i) y(i) = in[0](i, 2);
         return {y};
       });
+  auto parts = [&](const char* name, int axis, std::vector<int64_t> sizes) {
+    spec.sample(
+            name, {randn({3, 9, 2})},
+            [=](const std::vector<Tensor>& in) { return occam::split(in[0], axis, sizes); },
+            [=](const Arrays& in) {
+              Arrays y;
+              int64_t start = 0;
+              for (int64_t size : sizes) {
+                Array part(in[0].shape.with(axis, size));
+                for (int64_t i = 0; i < part.size(0); ++i)
+                  for (int64_t j = 0; j < part.size(1); ++j)
+                    for (int64_t k = 0; k < part.size(2); ++k)
+                      part(i, j, k) = axis == 0   ? in[0](start + i, j, k)
+                                      : axis == 1 ? in[0](i, start + j, k)
+                                                  : in[0](i, j, start + k);
+                y.push_back(part);
+                start += size;
+              }
+              return y;
+            })
+        .small();
+  };
+  parts("split-in-3", 1, {2, 4, 3});
+  parts("split-in-2", 2, {1, 1});
+  parts("split-with-nothing", 0, {0, 3});
+  spec.bad(
+      "split-sizes",
+      [] {
+        occam::split(occam::zeros({4}), 0, {1, 2});
+      },
+      "split: 2 parts of 3 elements together, of axis 0 of x [4]");
   spec.bad(
       "range", [] { occam::slice(occam::zeros({4}), 0, 2, 3); }, "is out of range");
 }

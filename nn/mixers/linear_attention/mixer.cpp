@@ -61,8 +61,8 @@ class FeatureProducts : public Module {
  protected:
   Tensor forward(const Tensor& x) override {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
-    const Tensor qkv = qkv_(x);
-    Tensor keys = slice(qkv, 3, 0, 2 * n_), v = slice(qkv, 3, 2 * n_, w);  // q beside k
+    const auto qk_v = split(qkv_(x), 3, {2 * n_, w});
+    Tensor keys = qk_v[0];  // q beside k
     if (feature_ == "elu")
       keys = elu_plus_one(keys);
     else if (feature_ == "relu")
@@ -70,7 +70,8 @@ class FeatureProducts : public Module {
     else
       keys = keys * std::pow(double(n_), -0.25);
     const TensorOptions wide{x.dtype() == DType::f64 ? DType::f64 : DType::f32, x.device()};
-    Tensor y = matrix_scan(for_both(slice(keys, 3, 0, n_)), for_both(slice(keys, 3, n_, n_)), for_both(v),
+    const auto qk = split(keys, 3, {n_, n_});
+    Tensor y = matrix_scan(for_both(qk[0]), for_both(qk[1]), for_both(qk_v[1]),
                            gate_ ? decay(x) : zeros({b, t, 2, h}, wide),
                            {.floor = full({b, t, 1, h}, floor_, wide), .merge = true});
     return reshape(y, {b, t, h, w});

@@ -54,15 +54,16 @@ class StateSpace : public Module {
   Tensor forward(const Tensor& x) override {
     const int64_t b = x.size(0), t = x.size(1), d = shape_.dim, h = shape_.heads, w = shape_.head_dim();
     Tensor tokens = reshape(x, {b, t, d});
-    Tensor zxbc = reshape(in_proj_(tokens), {b, t, 2, wide()});
-    Tensor z = reshape(slice(zxbc, 3, 0, d), {b, t, 2, h, w});
-    Tensor xbc = short_conv(slice(zxbc, 3, d, mixed()), conv_weight_.value(), conv_bias_.value());
-    auto part = [&](int64_t start, int64_t heads, int64_t width) {
-      return reshape(slice(xbc, 3, start, heads * width), {b, t, 2, heads, width});
+    const auto zxbc = split(reshape(in_proj_(tokens), {b, t, 2, wide()}), 3, {d, mixed()});
+    Tensor z = reshape(zxbc[0], {b, t, 2, h, w});
+    const auto xbc =
+        split(short_conv(zxbc[1], conv_weight_.value(), conv_bias_.value()), 3, {d, state_, state_});
+    auto by_head = [&](const Tensor& part, int64_t heads) {
+      return reshape(part, {b, t, 2, heads, part.size(3) / heads});
     };
     SoftplusGates gates =
         softplus_gates(reshape(dt_proj_(tokens), {b, t, 2, h}), dt_bias_.value(), a_log_.value());
-    Tensor y = matrix_scan(part(d + state_, 1, state_), part(d, 1, state_), part(0, h, w), gates.log_decay,
+    Tensor y = matrix_scan(by_head(xbc[2], 1), by_head(xbc[1], 1), by_head(xbc[0], h), gates.log_decay,
                            {.scale = gates.scale, .skip = skip_.value()});
     return reshape(rms_norm(y, norm_weight_.value(), z), {b, t, h, 2 * w});
   }
