@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Trains one network here and in PyTorch from the same weights on the same batches, and compares the losses step by step.
 
-    train_beside_torch.py --train build-cuda/bin/train --data cifar-100-binary [--precision bf16|f32] [--work DIR]
+    train_beside_torch.py --train build-cuda/bin/train --data cifar-100-binary [--work DIR]
 
 Needs torch, timm, Pillow and a GPU. `--data` is the folder with CIFAR-100's train.bin. The images are enlarged to 224
 once, with Pillow, and written as PNG, so that both sides read the same bytes; timm makes the weights; the order of the
@@ -111,7 +111,7 @@ def ours(args, name, settings, epochs):
     folder = args.work / f"run-{name}"
     warmup = RECIPE["warmup_steps"] * epochs / args.steps
     command = [args.train, f"model.checkpoint={args.work}/weights.safetensors", f"model.name={MODEL}", "data.name=folder",
-               f"data.root={args.work}/images", "data.resize=none", "data.crop_pct=1", f"precision={args.precision}",
+               f"data.root={args.work}/images", "data.resize=none", "data.crop_pct=1", "precision=bf16",
                f"train.epochs={epochs}", f"train.batch={args.batch}", f"train.eval_every={epochs}", f"train.save_every={epochs}",
                "train.log_every=1", "train.label_smoothing=0", f"train.seed={args.seed}", f"train.optim.lr={RECIPE['lr']}",
                f"train.optim.weight_decay={RECIPE['weight_decay']}", f"train.schedule.warmup={warmup}",
@@ -129,13 +129,12 @@ def ours(args, name, settings, epochs):
     return losses
 
 
-def peer(args, weights, images, labels, batches):
+def peers(weights, images, labels, batches):
     """Losses of each of PEERS."""
     import timm
     import torch
     import torch.nn.functional as F
     device = torch.device("cuda")
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = False
     images, labels = torch.from_numpy(images).to(device), torch.from_numpy(labels).to(device)
     batches = torch.tensor(batches, device=device)
     mean = torch.tensor([0.485, 0.456, 0.406], device=device).view(1, 3, 1, 1)
@@ -159,7 +158,7 @@ def peer(args, weights, images, labels, batches):
             x = (images[rows].float() / 255 - mean) / std
             for group in optimizer.param_groups:
                 group["lr"] = learning_rate(step, len(batches))
-            with torch.autocast("cuda", torch.bfloat16, enabled=args.precision == "bf16"):
+            with torch.autocast("cuda", torch.bfloat16):
                 loss = F.cross_entropy(forward[how](x).float(), labels[rows])
             loss.backward()
             optimizer.step()
@@ -175,7 +174,6 @@ def main():
     parser.add_argument("--train", required=True, help="the built app")
     parser.add_argument("--data", required=True, type=pathlib.Path, help="folder with CIFAR-100's train.bin")
     parser.add_argument("--work", default="train_beside_torch", type=pathlib.Path, help="folder for weights, images and runs")
-    parser.add_argument("--precision", default="bf16", choices=["bf16", "f32"])
     parser.add_argument("--steps", default=200, type=int)
     parser.add_argument("--batch", default=64, type=int)
     parser.add_argument("--images", default=6400, type=int, help="a multiple of 100; steps * batch is a multiple of it")
@@ -204,13 +202,13 @@ def main():
     for extra in args.extra:
         name, _, settings = extra.partition(":")
         extras[name] = np.array(ours(args, name, settings.split(","), epochs))
-    theirs = peer(args, weights, images, labels, batches)
+    theirs = peers(weights, images, labels, batches)
     (args.work / "losses.json").write_text(json.dumps(
         {"ours": mine.tolist(), "theirs": theirs.tolist(), "peers": PEERS, "extras": {k: v.tolist() for k, v in extras.items()}}))
 
     centre, low, high = theirs.mean(0), theirs.min(0), theirs.max(0)
     spread = [np.abs(theirs[j] - np.delete(theirs, j, 0).mean(0)) for j in range(len(PEERS))]
-    print(f"\n{MODEL}, {args.precision}, {args.steps} steps of {args.batch} images\n")
+    print(f"\n{MODEL}, bf16, {args.steps} steps of {args.batch} images\n")
     print("| run | loss, first step | last 20 steps | mean d | largest d | at step | mean d, steps 1-20 | inside the peers' range |")
     print("|---|---|---|---|---|---|---|---|")
 
