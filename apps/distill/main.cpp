@@ -1,5 +1,6 @@
 // Replaces attention by simpler mixers and shows what it cost. The method is in nn/distill; here are the
 // order of the runs, checkpoints and the report.
+#include <chrono>
 #include <cmath>
 #include <cstdio>
 #include <nlohmann/json.hpp>
@@ -145,7 +146,7 @@ class Session {
       current_["stage"] = stage;
       if (!train(distillation, run, stage, stage == 1 ? steps.stage1 : steps.stage2)) return false;
     }
-    return conclude(run, taps);
+    return conclude(run, taps, steps.stage1 + steps.stage2);
   }
 
   int64_t batches_per_epoch(const StageConfig& stage) const {
@@ -190,6 +191,8 @@ class Session {
         fmt::format("run {}/{} {} stage {}", results_.size() + 1, runs_.size(), run.name, stage), steps,
         "steps", loop_->step());
     student_->train();
+    const double earlier = current_.value("train_s", 0.0);
+    const auto begin = std::chrono::steady_clock::now();
     while (!loop_->done()) {
       std::optional<Batch> batch = loader_->next(loop_->place());
       if (!batch) {
@@ -199,6 +202,8 @@ class Session {
       }
       ++tick_;
       loop_->run(*batch, [&](const Batch& part) { return distillation.loss(part); });
+      current_["train_s"] =
+          earlier + std::chrono::duration<double>(std::chrono::steady_clock::now() - begin).count();
       progress.update(loop_->step(), note);
       if (stop_requested()) return false;
       if (!loop_->done() && tick_ % config_.save_every == 0) save();
@@ -212,7 +217,7 @@ class Session {
     return true;
   }
 
-  bool conclude(const DistillRun& run, bool taps) {
+  bool conclude(const DistillRun& run, bool taps, int64_t steps) {
     std::optional<Evaluation> e = judge(*student_, datasets_.test, run.name);
     if (!e) return false;
     Json by_block = Json::object();
@@ -240,6 +245,8 @@ class Session {
                         {"drop", teacher_json_.at("top1").get<double>() - e->top1},
                         {"params", student_->parameter_count()},
                         {"macs", macs_of(*student_)},
+                        {"steps", steps},
+                        {"train_s", current_.value("train_s", 0.0)},
                         {"latency_ms", latency_ms(*student_)},
                         {"match_error", taps ? number(sum / double(run.blocks.size())) : Json(nullptr)},
                         {"match_errors", by_block},

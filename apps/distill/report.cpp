@@ -88,18 +88,19 @@ std::string loss_chart(const Json& curves, const std::string& stage, const std::
 
 Table result_table(const Json& summary) {
   Table table{.columns = {"mixer", "blocks", "chosen as", "mean " + summary.at("rank_by").get<std::string>(),
-                          "top-1 before", "top-1", "drop", "drop vs no-op", "params", "MACs (M)",
-                          "ms at batch 1", "match error"}};
+                          "top-1 before", "top-1", "drop", "drop vs no-op", "params", "MACs (M)", "steps",
+                          "train s", "ms at batch 1", "match error"}};
   const Json& teacher = summary.at("teacher");
   table.add({"teacher", "-", "-", Cell::missing(), Cell::missing(), fraction_cell(teacher.at("top1")),
              Cell::missing(), Cell::missing(), Cell(teacher.at("params").get<int64_t>()),
-             Cell(teacher.at("macs").get<double>() / 1e6, 1), number_cell(teacher.at("latency_ms"), 2),
-             Cell::missing()});
+             Cell(teacher.at("macs").get<double>() / 1e6, 1), Cell::missing(), Cell::missing(),
+             number_cell(teacher.at("latency_ms"), 2), Cell::missing()});
   for (const Json& r : summary.at("runs"))
     table.add({r.at("with").get<std::string>(), blocks_text(r), r.at("asked").get<std::string>(),
                number_cell(r.at("mean_sparsity"), 3), fraction_cell(r.at("top1_before")),
                fraction_cell(r.at("top1")), fraction_cell(r.at("drop")), fraction_cell(r.at("drop_vs_no_op")),
                Cell(r.at("params").get<int64_t>()), Cell(r.at("macs").get<double>() / 1e6, 1),
+               r.at("steps").get<int64_t>(), number_cell(r.at("train_s"), 1),
                number_cell(r.at("latency_ms"), 2), number_cell(r.at("match_error"), 3)});
   return table;
 }

@@ -4,6 +4,8 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/common/app.h"
+#include "apps/inspect/convert.h"
+#include "apps/inspect/ledger.h"
 #include "core/report/html.h"
 #include "nn/plan.h"
 #include "nn/summary.h"
@@ -14,6 +16,8 @@ namespace {
 
 struct Config : CommonConfig {
   ModelConfig model;
+  LedgerConfig ledger;
+  ConvertConfig convert;
   int64_t depth = 2;
   bool parameters = false;
 
@@ -21,6 +25,8 @@ struct Config : CommonConfig {
   void visit(V& v) {
     CommonConfig::visit(v);
     v("model", model, "what is inspected: a name, a file, or sizes");
+    v("ledger", ledger, "for `ledger`: which mixers at which lengths");
+    v("convert", convert, "for `convert`: a student of the original implementation");
     v("depth", depth, "levels of the tree that are printed, below the model itself", Range{0, 16});
     v("parameters", parameters, "print every parameter's name and shape too");
   }
@@ -42,33 +48,6 @@ Table blocks_table(const VisionTransformer& model, const Plan& plan) {
   return table;
 }
 
-/// What a mixer costs in one block, by its closed forms, and in a model that has it in every block.
-struct LedgerRow {
-  std::string mixer;
-  MixerLedger block;
-  Plan::Row model;
-};
-
-std::vector<LedgerRow> ledger_of(const VitShape& shape) {
-  std::vector<LedgerRow> rows;
-  for (const MixerEntry& mixer : mixer_table()) {
-    VisionTransformer model(shape);
-    for (int64_t i = 0; i < shape.depth; ++i) model.replace_mixer(i, {mixer.name, {}});
-    rows.push_back(
-        {mixer.name, mixer.ledger(shape.mixer(), shape.tokens(), {}), plan_of(model, shape.image()).total()});
-  }
-  return rows;
-}
-
-Table ledger_table(const VitShape& shape) {
-  Table table{.columns = {"mixer", "parameters", "multiply-adds", "sequential depth", "model parameters",
-                          "model multiply-adds"}};
-  for (const LedgerRow& row : ledger_of(shape))
-    table.add({row.mixer, row.block.params, row.block.macs, row.block.sequential_depth, row.model.params,
-               row.model.macs});
-  return table;
-}
-
 Table parameters_table(const VisionTransformer& model) {
   Table table{.columns = {"parameter", "shape", "elements"}};
   for (const auto& [name, p] : model.named_parameters()) table.add({name, p->shape().str(), p->numel()});
@@ -77,7 +56,7 @@ Table parameters_table(const VisionTransformer& model) {
 
 Json summary_json(const VisionTransformer& model, const Plan& plan) {
   const VitShape& shape = model.shape();
-  Json modules = Json::array(), parameters = Json::array(), blocks = Json::array(), ledger = Json::array();
+  Json modules = Json::array(), parameters = Json::array(), blocks = Json::array();
   for (const Plan::Row& row : plan.rows())
     modules.push_back({{"path", row.path},
                        {"kind", row.kind},
@@ -94,20 +73,13 @@ Json summary_json(const VisionTransformer& model, const Plan& plan) {
                       {"params", row.params},
                       {"macs", row.macs}});
   }
-  for (const LedgerRow& row : ledger_of(shape))
-    ledger.push_back({{"mixer", row.mixer},
-                      {"params", row.block.params},
-                      {"macs", row.block.macs},
-                      {"sequential_depth", row.block.sequential_depth},
-                      {"model_params", row.model.params},
-                      {"model_macs", row.model.macs}});
   return {{"model", model.model_name()},
           {"image", shape_json(shape.image())},
           {"tokens", shape.tokens()},
           {"params", plan.total().params},
           {"macs", plan.total().macs},
           {"blocks", blocks},
-          {"ledger", ledger},
+          {"ledger", ledger_json(ledger_of(shape))},
           {"modules", modules},
           {"parameters", parameters}};
 }
@@ -121,7 +93,7 @@ void write_report(const VisionTransformer& model, const Plan& plan, const std::f
   report.table(blocks_table(model, plan));
   report.section("Ledger of mixers");
   report.paragraph("One block's mixer at this model's sizes, and the model with that mixer in every block.");
-  report.table(ledger_table(model.shape()));
+  report.table(ledger_table(ledger_of(model.shape())));
   report.section("Modules");
   report.code(summary(plan));
   report.section("Parameters");
@@ -129,7 +101,18 @@ void write_report(const VisionTransformer& model, const Plan& plan, const std::f
   report.write(path);
 }
 
+void print_ledger(App& app, const Config& config) {
+  const std::unique_ptr<VisionTransformer> model = make_model(config.model);
+  const std::vector<LedgerRow> rows = ledger_of(model->shape(), config.ledger);
+  app.checked();
+  app.print(fmt::format("{}: one block's mixer at {} channels and {} heads\n\n{}", model->model_name(),
+                        model->shape().dim, model->shape().heads, to_text(ledger_table(rows))));
+  app.finish({{"model", model->model_name()}, {"ledger", ledger_json(rows)}});
+}
+
 void inspect(App& app, Config& config) {
+  if (app.verb() == "ledger") return print_ledger(app, config);
+  if (app.verb() == "convert") return convert_wide_lstm(app, *make_model(config.model), config.convert);
   const std::unique_ptr<VisionTransformer> model = make_model(config.model);
   const Plan plan = plan_of(*model, model->shape().image());
   app.checked();
@@ -139,7 +122,7 @@ void inspect(App& app, Config& config) {
                         summary(plan, int(config.depth))));
   if (config.parameters) app.print(to_text(parameters_table(*model)) + "\n");
   app.print("One block's mixer, and the model with it in every block:\n" +
-            to_text(ledger_table(model->shape())));
+            to_text(ledger_table(ledger_of(model->shape()))));
   app.finish(summary_json(*model, plan));
 }
 
@@ -155,7 +138,9 @@ int main(int argc, char** argv) {
       "would cost in its blocks. Nothing is run.";
   info.examples = {"inspect model.name=deit_tiny_patch16_224",
                    "inspect model.checkpoint=runs/d/students/bilstm-1-2.safetensors parameters=true",
-                   "inspect model.name=vit_base_patch16_224 model.image_size=384 --json"};
+                   "inspect model.name=vit_base_patch16_224 model.image_size=384 --json",
+                   "inspect ledger model.name=deit_base_patch16_224 ledger.tokens=[197,577,1025]"};
+  info.verbs = {"model", "ledger", "convert"};
   info.run_folder = false;
   return run_app<Config>(argc, argv, info, inspect);
 }

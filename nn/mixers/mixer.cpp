@@ -26,11 +26,48 @@ const MixerEntry& find_mixer(std::string_view name) {
   fail(ErrorKind::usage, fmt::format("no mixer is named \"{}\"; {}", name, name_hint(name, names)));
 }
 
+MixerOptions sized_options(std::string_view name, const MixerShape& shape, MixerOptions options,
+                           int64_t tokens) {
+  const auto match = options.find("match");
+  if (match == options.end()) return options;
+  const MixerEntry& entry = find_mixer(name);
+  const MixerKnob& knob = entry.knob;
+  const bool params = match->second == "params";
+  OCCAM_CHECK(params || match->second == "macs", ErrorKind::usage,
+              "options of mixer {}: match is \"{}\", expected params or macs", name, match->second);
+  OCCAM_CHECK(knob.option != nullptr, ErrorKind::usage, "mixer {} has nothing that a match could size", name);
+  OCCAM_CHECK(!options.contains(knob.option), ErrorKind::usage, "options of mixer {}: either {} or match",
+              name, knob.option);
+  if (tokens == 0) tokens = shape.tokens();
+  OCCAM_CHECK(params || tokens > 0, ErrorKind::usage, "mixer {}: match: macs needs a number of tokens", name);
+  const std::string matched = match->second;
+  options.erase(match);
+  auto cost = [&](const MixerEntry& of, const MixerOptions& o) {
+    const MixerLedger ledger = of.ledger(shape, tokens, o);
+    return params ? ledger.params : ledger.macs;
+  };
+  auto with = [&](int64_t n) {
+    options[knob.option] = std::to_string(knob.first + n * knob.step);
+    return cost(entry, options);
+  };
+  const int64_t limit = cost(find_mixer("attention"), {});
+  OCCAM_CHECK(with(0) <= limit, ErrorKind::usage, "mixer {} with {} = {} has {} {} already; attention has {}",
+              name, knob.option, knob.first, with(0), matched, limit);
+  int64_t low = 0, high = 1;  // with(low) fits, with(high) does not
+  while (with(high) <= limit) low = high, high *= 2;
+  while (high - low > 1) {
+    const int64_t middle = low + (high - low) / 2;
+    (with(middle) <= limit ? low : high) = middle;
+  }
+  with(low);
+  return options;
+}
+
 std::unique_ptr<TokenMixer> make_mixer(std::string_view name, const MixerShape& shape,
                                        const MixerOptions& options) {
   OCCAM_CHECK(shape.heads > 0 && shape.dim > 0 && shape.dim % shape.heads == 0, ErrorKind::usage,
               "{} channels cannot be split into {} heads", shape.dim, shape.heads);
-  return find_mixer(name).make(shape, options);
+  return find_mixer(name).make(shape, sized_options(name, shape, options));
 }
 
 }  // namespace occam

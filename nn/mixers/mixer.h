@@ -62,7 +62,8 @@ class TokenMixer : public Module {
   MixerShape shape_;
 };
 
-/// The option that sizes a mixer: `first`, first + step, ... are values that its kernels like.
+/// The option that sizes a mixer: `first`, first + step, ... are values that its kernels like. Parameters and
+/// multiply-adds grow with it.
 struct MixerKnob {
   const char* option = nullptr;  // null: nothing sizes it
   int64_t first = 1, step = 1;
@@ -82,6 +83,13 @@ struct MixerEntry {
 const std::vector<MixerEntry>& mixer_table();
 /// Throws Error{usage} listing the known names.
 const MixerEntry& find_mixer(std::string_view name);
+/// Options of any mixer with a knob may say `match: params` or `match: macs` in the knob's place: these are
+/// the options with the largest value of the knob that costs no more than softmax attention of the same
+/// shape (macs: for `tokens` tokens, by default the shape's). Others are returned as they are. Throws
+/// Error{usage} when there is no knob, when it is set too, and when its first value costs more already.
+MixerOptions sized_options(std::string_view name, const MixerShape& shape, MixerOptions options,
+                           int64_t tokens = 0);
+/// `options` as in sized_options().
 std::unique_ptr<TokenMixer> make_mixer(std::string_view name, const MixerShape& shape,
                                        const MixerOptions& options = {});
 

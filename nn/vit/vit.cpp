@@ -47,8 +47,9 @@ const MixerChoice& VisionTransformer::mixer_choice(int64_t i) const { return cho
 
 void VisionTransformer::replace_mixer(int64_t i, const MixerChoice& choice, std::optional<uint64_t> seed) {
   Block& b = block(i);
-  b.set_mixer(make_mixer(choice.with, shape_.mixer(), choice.options));
-  choices_[size_t(i)] = choice;
+  const MixerChoice sized{choice.with, sized_options(choice.with, shape_.mixer(), choice.options)};
+  b.set_mixer(make_mixer(sized.with, shape_.mixer(), sized.options));
+  choices_[size_t(i)] = sized;
   if (!seed) return;
   const std::string prefix = b.path() + ".";
   for (auto& [name, p] : b.named_parameters())

@@ -1,8 +1,11 @@
 // inspect prints what a model costs; its ledger is the published one (arXiv 2605.18865's modules on DeiT).
+#include <array>
 #include <cmath>
 #include <nlohmann/json.hpp>
 
 #include "core/io/json.h"
+#include "nn/state.h"
+#include "nn/vit/model.h"
 #include "tests/apps/apps_under_test.h"
 
 namespace occam {
@@ -53,6 +56,46 @@ TEST_F(Inspect, LedgerOfAttentionAndBiLstm) {
   }
 }
 
+// method.md 1.4 of the project's notes: G multiply-adds a block at several lengths.
+TEST_F(Inspect, LedgerAtOtherLengths) {
+  struct Case {
+    const char *model, *tokens;
+    std::vector<double> attention, bilstm, mamba2;
+  };
+  for (const Case& c :
+       {Case{"deit_tiny_patch16_224", "[197,768]", {0.044, 0.340}, {0.058, 0.226}, {0.081, 0.315}},
+        Case{"deit_base_patch16_224",
+             "[197,577,1025]",
+             {0.524, 1.873, 4.032},
+             {0.407, 1.191, 2.116},
+             {0.761, 2.227, 3.957}}}) {
+    const ProcessResult result = run("inspect", {"ledger", std::string("model.name=") + c.model,
+                                                 "model.depth=1", std::string("ledger.tokens=") + c.tokens,
+                                                 "ledger.mixers=[attention,bilstm,mamba2]", "--json"});
+    expect_success(result);
+    const Json rows = parse_json(result.out, "inspect").at("ledger");
+    ASSERT_EQ(rows.size(), 3 * c.attention.size());
+    for (size_t i = 0; i < rows.size(); ++i) {
+      const Json& row = rows[i];
+      const char* name = std::array{"attention", "bilstm", "mamba2"}[i % 3];
+      const double figure = std::array{c.attention, c.bilstm, c.mamba2}[i % 3][i / 3];
+      EXPECT_EQ(row["mixer"], name);
+      EXPECT_DOUBLE_EQ(std::round(row["macs"].get<double>() / 1e6) / 1e3, figure) << name;
+    }
+  }
+}
+
+TEST_F(Inspect, LedgerWithSizedMixers) {
+  const ProcessResult result =
+      run("inspect", {"ledger", "model.name=deit_tiny_patch16_224", "ledger.match=params",
+                      "ledger.mixers=[bilstm,pool]", "--json"});
+  expect_success(result);
+  const Json rows = parse_json(result.out, "inspect").at("ledger");
+  EXPECT_EQ(rows[0]["options"]["hidden"], "24");
+  EXPECT_EQ(rows[0]["params"], 135360);
+  EXPECT_EQ(rows[1]["options"], Json::object());
+}
+
 TEST_F(Inspect, SumsOfPartsAreTheTotals) {
   const Json s = inspect(tiny_model() + Words{"model.classes=3", "model.replace={blocks: 1, with: bilstm}"});
   int64_t elements = 0, blocks = 0;
@@ -95,6 +138,60 @@ TEST_F(Inspect, OpensAFileByItsNameAlone) {
   write_bytes(folder_ / "cut.safetensors", checkpoint_bytes().substr(0, 3000));
   expect_failure("inspect", run("inspect", {"model.checkpoint=cut.safetensors"}), 2,
                  {"cut.safetensors", "truncated"});
+}
+
+// The original's file of a student, made from one of ours, comes back as ours.
+TEST_F(Inspect, ConvertsWideLstms) {
+  ModelConfig config{.name = "vit"};
+  config.image_size = 16, config.patch = 8, config.dim = 8, config.depth = 2, config.heads = 2,
+  config.classes = 3;
+  config.replace = {{.blocks = {1}}};
+  auto model = make_model(config, 3);
+  NamedTensors wide;
+  for (const auto& [name, tensor] : state_dict(*model)) {
+    const size_t at = name.find("attn.rnn."), end = at + 9;
+    if (at == std::string::npos) {
+      const bool weight = name.ends_with("head_proj.weight");
+      Tensor t = tensor;
+      if (weight) {  // [2, 4, 8]
+        t = zeros({8, 16});
+        for (int64_t r = 0; r < 8; ++r)
+          for (int64_t c = 0; c < 8; ++c)
+            t.data<float>()[r * 16 + r / 4 * 8 + c] = tensor.data<float>()[r * 8 + c];
+      }
+      wide.emplace_back(name, name.ends_with("head_proj.bias") ? raw::reshape(t, {8}) : t);
+      continue;
+    }
+    for (int64_t direction : {0, 1}) {  // [2, 2, 16, 4] or [2, 2, 16]
+      const bool matrix = tensor.rank() == 4;
+      Tensor t = zeros(matrix ? Shape{32, 8} : Shape{32});
+      for (int64_t h = 0; h < 2; ++h)
+        for (int64_t row = 0; row < 16; ++row)
+          for (int64_t c = 0; c < (matrix ? 4 : 1); ++c) {
+            const int64_t wide_row = row / 4 * 8 + h * 4 + row % 4;
+            t.data<float>()[matrix ? wide_row * 8 + h * 4 + c : wide_row] =
+                tensor.data<float>()[((direction * 2 + h) * 16 + row) * (matrix ? 4 : 1) + c];
+          }
+      wide.emplace_back(
+          name.substr(0, at) + "attn.lstm." + name.substr(end) + (direction ? "_l0_reverse" : "_l0"), t);
+    }
+  }
+  write_safetensors((folder_ / "wide.safetensors").string(), wide);
+  expect_success(run(
+      "inspect", {"convert",
+                  "model={name: vit, image_size: 16, patch: 8, dim: 8, depth: 2, heads: 2, "
+                  "classes: 3, replace: {blocks: 1, with: bilstm}}",
+                  "convert.file=" + (folder_ / "wide.safetensors").string(),
+                  "convert.to=" + (folder_ / "ours.safetensors").string(), "convert.rename={lstm: rnn}"}));
+  ModelConfig of_file;
+  of_file.checkpoint = (folder_ / "ours.safetensors").string();
+  auto back = make_model(of_file);
+  const NamedTensors ours = state_dict(*model), read = state_dict(*back);
+  ASSERT_EQ(ours.size(), read.size());
+  for (size_t i = 0; i < ours.size(); ++i) {
+    EXPECT_EQ(ours[i].first, read[i].first);
+    EXPECT_EQ(ours[i].second.to_vector<float>(), read[i].second.to_vector<float>()) << ours[i].first;
+  }
 }
 
 }  // namespace

@@ -95,6 +95,60 @@ TEST(MixerLedger, ClosedFormsEqualParametersAndPlan) {
     }
 }
 
+// DeiT-Tiny at 197 tokens: attention has 148,224 parameters and 43,951,488 multiply-adds. A bilstm of hidden
+// 24 has 135,360 parameters, of 32 156,672; of 48 43,573,248 multiply-adds, of 56 more.
+TEST(Match, IsTheLargestThatCostsNoMore) {
+  const MixerShape s{192, 3, 14, 14, 1};
+  auto hidden = [&](const char* match, int64_t tokens = 0) {
+    return sized_options("bilstm", s, {{"match", match}}, tokens).at("hidden");
+  };
+  EXPECT_EQ(hidden("params"), "24");
+  EXPECT_EQ(hidden("macs"), "48");
+  EXPECT_EQ(hidden("params", 4097), "24");
+  EXPECT_NE(hidden("macs", 4097), "48");
+  for (const MixerEntry& entry : mixer_table()) {
+    if (!entry.knob.option) continue;
+    for (const char* match : {"params", "macs"}) {
+      MixerOptions options;
+      try {
+        options = sized_options(entry.name, s, {{"match", match}});
+      } catch (const Error& e) {  // mamba2 has more parameters than attention whatever its state
+        EXPECT_NE(std::string(e.what()).find("already"), std::string::npos) << e.what();
+        continue;
+      }
+      auto cost = [&](const char* name, const MixerOptions& o) {
+        const MixerLedger l = find_mixer(name).ledger(s, s.tokens(), o);
+        return std::string(match) == "params" ? l.params : l.macs;
+      };
+      const int64_t limit = cost("attention", {});
+      EXPECT_LE(cost(entry.name, options), limit) << entry.name;
+      std::string& knob = options.at(entry.knob.option);
+      knob = std::to_string(std::stoll(knob) + entry.knob.step);
+      EXPECT_GT(cost(entry.name, options), limit) << entry.name;
+    }
+  }
+}
+
+TEST(Match, IsResolvedInAModel) {
+  VisionTransformer model(vit_shape("deit_tiny_patch16_224"));
+  model.replace_mixer(3, {"bilstm", {{"match", "params"}, {"scan", "snake"}}});
+  EXPECT_EQ(model.mixer_choice(3).options, (MixerOptions{{"hidden", "24"}, {"scan", "snake"}}));
+  EXPECT_EQ(model.block(3).mixer().parameter_count(), 135360);
+}
+
+TEST(Match, Refusals) {
+  const MixerShape s{192, 3, 14, 14, 1};
+  auto refuse = [&](const char* name, const MixerOptions& options, const MixerShape& shape,
+                    const char* text) {
+    EXPECT_OCCAM_ERROR(sized_options(name, shape, options), ErrorKind::usage, text);
+  };
+  refuse("pool", {{"match", "params"}}, s, "mixer pool has nothing that a match could size");
+  refuse("bilstm", {{"match", "size"}}, s, "expected params or macs");
+  refuse("bilstm", {{"match", "params"}, {"hidden", "8"}}, s, "either hidden or match");
+  refuse("bilstm", {{"match", "macs"}}, {192, 3}, "needs a number of tokens");
+  refuse("bilstm", {{"match", "params"}}, {16, 16, 4, 4, 1}, "with hidden = 8 has");
+}
+
 TEST(ScanOrder, Orders) {
   const MixerShape s{4, 1, 2, 3, 1};  // patches 1 2 3 / 4 5 6
   using Order = std::vector<int64_t>;

@@ -1,0 +1,42 @@
+#pragma once
+#include <cstdint>
+
+namespace occam::kernels {
+
+struct WkvShape {
+  int64_t b = 0, t = 0, c = 0;
+};
+
+/// Kept for backward (null: not wanted): log_sum [b,t,c], the logarithm of y's denominator, natural on a CPU,
+/// base 2 on a GPU; and wide_y, y before it is rounded to T, where these differ.
+template <class T, class M>
+struct WkvForward {
+  WkvShape s;
+  const T *k = nullptr, *v = nullptr, *w = nullptr, *u = nullptr;
+  T* y = nullptr;
+  M *log_sum = nullptr, *wide_y = nullptr;
+  M* scratch = nullptr;  // on a GPU, wkv_scratch() floats
+};
+/// gw and gu [c].
+template <class T, class M>
+struct WkvBackward {
+  WkvShape s;
+  const T *k = nullptr, *v = nullptr, *w = nullptr, *u = nullptr, *gy = nullptr;
+  const M *y = nullptr, *log_sum = nullptr;
+  T *gk = nullptr, *gv = nullptr;
+  M *gw = nullptr, *gu = nullptr;
+  M* scratch = nullptr;
+};
+
+template <class T>
+void wkv_fwd_cpu(const WkvForward<T, T>& a);
+template <class T>
+void wkv_bwd_cpu(const WkvBackward<T, T>& a);
+
+template <class T>
+void wkv_fwd(const WkvForward<T, float>& a, void* stream);
+template <class T>
+void wkv_bwd(const WkvBackward<T, float>& a, void* stream);
+int64_t wkv_scratch(const WkvShape& s, bool backward);
+
+}  // namespace occam::kernels
