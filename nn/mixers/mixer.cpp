@@ -1,5 +1,7 @@
 #include "nn/mixers/mixer.h"
 
+#include <algorithm>
+
 #include "core/check.h"
 #include "core/config.h"
 
@@ -53,8 +55,9 @@ MixerOptions sized_options(std::string_view name, const MixerShape& shape, Mixer
   const int64_t limit = cost(find_mixer("attention"), {});
   OCCAM_CHECK(with(0) <= limit, ErrorKind::usage, "mixer {} with {} = {} has {} {} already; attention has {}",
               name, knob.option, knob.first, with(0), matched, limit);
-  int64_t low = 0, high = 1;  // with(low) fits, with(high) does not
-  while (with(high) <= limit) low = high, high *= 2;
+  const int64_t end = (knob.last - knob.first) / knob.step + 1;
+  int64_t low = 0, high = 1;  // with(low) fits; with(high) does not, or high is the end
+  while (high < end && with(high) <= limit) low = high, high = std::min(2 * high, end);
   while (high - low > 1) {
     const int64_t middle = low + (high - low) / 2;
     (with(middle) <= limit ? low : high) = middle;

@@ -62,11 +62,11 @@ class TokenMixer : public Module {
   MixerShape shape_;
 };
 
-/// The option that sizes a mixer: `first`, first + step, ... are values that its kernels like. Parameters and
-/// multiply-adds grow with it.
+/// The option that sizes a mixer: `first`, first + step, ... up to `last` are values that its kernels like.
+/// Parameters and multiply-adds grow with it.
 struct MixerKnob {
   const char* option = nullptr;  // null: nothing sizes it
-  int64_t first = 1, step = 1;
+  int64_t first = 1, step = 1, last = 1 << 20;
 };
 
 /// One kind of mixer: nn/mixers/<folder>/mixer.cpp ends with OCCAM_REGISTER_MIXER(<folder>, {...}).

@@ -164,6 +164,6 @@ MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
 }  // namespace
 
 OCCAM_REGISTER_MIXER(mamba, {"mamba", "selective states of every channel in both directions, or in four",
-                             make, ledger, MixerKnob{"state", 4, 4}});
+                             make, ledger, MixerKnob{"state", 4, 4, 64}});
 
 }  // namespace occam
