@@ -163,7 +163,8 @@ Lesson lesson_of(const std::string& mixer) {
   static const std::map<std::string, Lesson> others{{"bilstm2d", {Task::row_end}},
                                                     {"dwconv", {Task::local_average}},
                                                     {"mamba2", {Task::far_copy, {{"state", "16"}}}},
-                                                    {"pool", {Task::mean}}};
+                                                    {"pool", {Task::mean}},
+                                                    {"s4d", {Task::mean}}};
   const auto found = others.find(mixer);
   return found == others.end() ? Lesson{} : found->second;
 }

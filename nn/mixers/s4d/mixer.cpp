@@ -82,6 +82,6 @@ MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
 }  // namespace
 
 OCCAM_REGISTER_MIXER(s4d, {"s4d", "a diagonal state space of every channel in both directions", make, ledger,
-                           MixerKnob{"state", 4, 4}});
+                           MixerKnob{"state", 4, 4, 32}});
 
 }  // namespace occam
