@@ -148,11 +148,13 @@ enum class Task {
   far_copy,       // every token gives the content of the last one, which a mark distinguishes; judged at the
                   // class token, which is farthest
   row_end,        // every patch gives the content of the last one in its row; marked too
+  lag,            // every token gives the content of the one kLag before it, where there is one
   local_average,  // every patch gives the average of its 3 x 3 neighbours
   mean,           // every token gives the average of all
 };
 
 constexpr int kSteps = 300;
+constexpr int64_t kLag = 4;
 
 /// How a mixer is taught, where that is not far_copy with its defaults.
 struct Lesson {
@@ -164,7 +166,7 @@ Lesson lesson_of(const std::string& mixer) {
                                                     {"dwconv", {Task::local_average}},
                                                     {"mamba2", {Task::far_copy, {{"state", "16"}}}},
                                                     {"pool", {Task::mean}},
-                                                    {"s4d", {Task::mean}}};
+                                                    {"s4d", {Task::lag}}};
   const auto found = others.find(mixer);
   return found == others.end() ? Lesson{} : found->second;
 }
@@ -200,6 +202,9 @@ Batch make_batch(Task task, Rng& rng) {
         } else if (task == Task::row_end) {
           if (i == 0) continue;
           answer = x(batch.x, b, row_end(i), ch);
+        } else if (task == Task::lag) {
+          if (i < kLag) continue;
+          answer = x(batch.x, b, i - kLag, ch);
         } else if (task == Task::mean) {
           for (int64_t n = 0; n < t; ++n) answer += x(batch.x, b, n, ch) / float(std::sqrt(double(t)));
         } else {
@@ -262,6 +267,7 @@ TEST(MixerTasks, AreBeyondWhatLacksTheirMeans) {
   EXPECT_GE(left_after("pool", {Task::far_copy}), 0.5);
   EXPECT_GE(left_after("dwconv", {Task::far_copy}), 0.5);
   EXPECT_GE(left_after("pool", {Task::local_average}), 0.5);
+  EXPECT_GE(left_after("pool", {Task::lag}), 0.5);
   EXPECT_GE(left_after("dwconv", {Task::row_end}), 0.3);
 }
 
