@@ -21,8 +21,15 @@ std::vector<LedgerRow> ledger_of(const VitShape& shape, const LedgerConfig& conf
       const MixerEntry& entry = find_mixer(name);
       LedgerRow row{tokens, name, config.options};
       if (config.match != "none" && entry.knob.option != nullptr) {
-        row.options["match"] = config.match;
-        row.options = sized_options(name, shape.mixer(), row.options, tokens);
+        MixerOptions wanted = row.options;
+        wanted["match"] = config.match;
+        try {
+          row.options = sized_options(name, shape.mixer(), wanted, tokens);
+        } catch (const Error& e) {
+          row.refusal = e.what();
+          rows.push_back(std::move(row));
+          continue;
+        }
       }
       row.block = entry.ledger(shape.mixer(), tokens, row.options);
       row.attention = find_mixer("attention").ledger(shape.mixer(), tokens, {});
@@ -44,6 +51,7 @@ Table ledger_table(const std::vector<LedgerRow>& rows) {
     return fmt::format("x{:.2f}", double(part) / double(whole));
   };
   for (const LedgerRow& row : rows) {
+    if (!row.refusal.empty()) continue;
     std::string name = row.mixer;
     for (const auto& [key, value] : row.options) name += fmt::format(" {}={}", key, value);
     auto of_model = [](const std::optional<int64_t>& n) { return n ? std::to_string(*n) : std::string("-"); };
@@ -54,9 +62,20 @@ Table ledger_table(const std::vector<LedgerRow>& rows) {
   return table;
 }
 
+std::string refusals(const std::vector<LedgerRow>& rows) {
+  std::string text;
+  for (const LedgerRow& row : rows)
+    if (!row.refusal.empty()) text += fmt::format("{} tokens: {}\n", row.tokens, row.refusal);
+  return text;
+}
+
 Json ledger_json(const std::vector<LedgerRow>& rows) {
   Json list = Json::array();
   for (const LedgerRow& row : rows) {
+    if (!row.refusal.empty()) {
+      list.push_back({{"tokens", row.tokens}, {"mixer", row.mixer}, {"refusal", row.refusal}});
+      continue;
+    }
     list.push_back({{"tokens", row.tokens},
                     {"mixer", row.mixer},
                     {"options", row.options},

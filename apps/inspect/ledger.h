@@ -33,11 +33,14 @@ struct LedgerRow {
   MixerLedger block;
   MixerLedger attention;  // what it is compared with
   std::optional<int64_t> model_params, model_macs;
+  std::string refusal;  // why the mixer cannot be sized as asked; the costs are then unset
 };
 
-/// Throws Error{usage} for unknown mixers and options, and for a match that a mixer cannot meet.
+/// Throws Error{usage} for unknown mixers and options.
 std::vector<LedgerRow> ledger_of(const VitShape& shape, const LedgerConfig& config = {});
 Table ledger_table(const std::vector<LedgerRow>& rows);
+/// A line for each row with a refusal, which the table leaves out.
+std::string refusals(const std::vector<LedgerRow>& rows);
 Json ledger_json(const std::vector<LedgerRow>& rows);
 
 }  // namespace occam

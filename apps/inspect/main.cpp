@@ -105,8 +105,9 @@ void print_ledger(App& app, const Config& config) {
   const std::unique_ptr<VisionTransformer> model = make_model(config.model);
   const std::vector<LedgerRow> rows = ledger_of(model->shape(), config.ledger);
   app.checked();
-  app.print(fmt::format("{}: one block's mixer at {} channels and {} heads\n\n{}", model->model_name(),
-                        model->shape().dim, model->shape().heads, to_text(ledger_table(rows))));
+  app.print(fmt::format("{}: one block's mixer at {} channels and {} heads\n\n{}{}", model->model_name(),
+                        model->shape().dim, model->shape().heads, to_text(ledger_table(rows)),
+                        refusals(rows)));
   app.finish({{"model", model->model_name()}, {"ledger", ledger_json(rows)}});
 }
 

@@ -88,12 +88,13 @@ TEST_F(Inspect, LedgerAtOtherLengths) {
 TEST_F(Inspect, LedgerWithSizedMixers) {
   const ProcessResult result =
       run("inspect", {"ledger", "model.name=deit_tiny_patch16_224", "ledger.match=params",
-                      "ledger.mixers=[bilstm,pool]", "--json"});
+                      "ledger.mixers=[bilstm,pool,mamba2]", "--json"});
   expect_success(result);
   const Json rows = parse_json(result.out, "inspect").at("ledger");
   EXPECT_EQ(rows[0]["options"]["hidden"], "24");
   EXPECT_EQ(rows[0]["params"], 135360);
   EXPECT_EQ(rows[1]["options"], Json::object());
+  EXPECT_NE(rows[2]["refusal"].get<std::string>().find("attention has 148224"), std::string::npos) << rows[2];
 }
 
 TEST_F(Inspect, SumsOfPartsAreTheTotals) {

@@ -143,7 +143,7 @@ TEST_P(MixerZoo, GpuIsNearCpu) {
 
 // Tasks. Images are random tokens of 14 channels, beside a constant, as the norm's bias gives one in a model
 // (gates without a bias need it), and a mark where the answer stands; the answer is read at the class token
-// or at all patches.
+// or at all patches. A fixed kernel (s4d) cannot choose by content and fetches at a lag instead.
 enum class Task {
   far_copy,       // every token gives the content of the last one, which a mark distinguishes; judged at the
                   // class token, which is farthest
