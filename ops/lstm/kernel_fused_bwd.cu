@@ -1,252 +1,21 @@
 // Backward of bf16 heads of width 64 on Hopper in one pass over time, from x, y, c and gy to the gradients of
 // x, weights and biases: README.md, "Backward on Hopper". A block has a (direction, head) and kImages images,
 // and four warpgroups that pass tiles on through shared memory:
-//   gates    z = W [x_t; h_{t-1}] of a step, activated: the factors of the cell's way back
-//   chain    dh = gy + W_hh' dz of the step after; dc; dz, with the factors
-//   weights  two of them, a pair of steps at a time: dW += dz [x; h]', half of the gates each, and
-//            dx = W_ih' dz of one step each
+//   gates    z = W [x_t; h_{t-1}] of a step, activated: the factors of the cell's way back (fused_bwd.cuh)
+//   chain    dh = gy + W_hh' dz of the step after; dc; dz, with the factors; dx = W_ih' dz beside it
+//   weights  two of them, a pair of steps at a time: dW += dz [x; h]', half of the gates each
+#include "ops/lstm/fused_bwd.cuh"
+
 #include "core/cuda/launch.h"
-#include "core/cuda/math.cuh"
-#include "core/cuda/reduce.cuh"
-#include "core/cuda/wgmma.cuh"
-#include "ops/lstm/kernel.h"
 
 namespace occam::kernels {
 
 using namespace cuda;
+using namespace fused_bwd;
 
 namespace {
 
-constexpr int kWidth = 64, kGates = 4 * kWidth, kGroup = 128;
 #ifdef OCCAM_WARPGROUP
-constexpr int kThreads = 4 * kGroup;
-#else
-constexpr int kThreads = 32;  // tells the host that the kernel is empty
-#endif
-constexpr int kInputSlots = 3, kSlots = 2;  // pairs of steps that are on their way; factors: steps
-constexpr uint32_t kWeightBytes = kGates * kSwizzleRow;
-
-/// Shared memory, offsets in bytes. Tiles have a row an image, a pair of steps one tile below the other.
-template <int kImages>
-struct Room {
-  static constexpr uint32_t kStep = kImages * kSwizzleRow, kPair = 2 * kStep;
-  static constexpr uint32_t kFactors = kImages * kWidth * 6 * 2;  // of a step: 6 in f16
-  static constexpr uint32_t w_ih = 0, w_hh = kWeightBytes;        // [4 w] rows
-  static constexpr uint32_t inputs = 2 * kWeightBytes;            // slots of [x, h]
-  static constexpr uint32_t cells = inputs + kInputSlots * 2 * kPair;
-  static constexpr uint32_t gy = cells + kSlots * kPair;
-  static constexpr uint32_t gz = gy + kSlots * kPair;      // slots of a tile a gate
-  static constexpr uint32_t gx = gz + kSlots * 4 * kPair;  // on its way out
-  static constexpr uint32_t factors = gx + kPair;
-  static constexpr uint32_t barriers = factors + kSlots * kFactors;
-  static constexpr uint32_t bytes = barriers + 256 + 1024;  // 1024: for its alignment
-};
-/// Barriers, 8 bytes each, by number: `full` and what frees.
-constexpr int kInputsFull = 0, kInputsFree = kInputsFull + kInputSlots,
-              kCellsFull = kInputsFree + kInputSlots, kGyFull = kCellsFull + kSlots,
-              kFactorsFull = kGyFull + kSlots, kFactorsFree = kFactorsFull + kSlots,
-              kGzFull = kFactorsFree + kSlots, kGzFree = kGzFull + kSlots;
-
-struct Maps {
-  TensorMap x, y, cells, gy, gx;
-};
-
-#ifdef OCCAM_WARPGROUP
-
-__device__ __forceinline__ float tanh_fast(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-/// {low, high} in f16.
-__device__ __forceinline__ uint32_t pack_f16(float low, float high) {
-  uint32_t packed;
-  asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(packed) : "f"(high), "f"(low));
-  return packed;
-}
-__device__ __forceinline__ void unpack_f16(uint32_t packed, float (&pair)[2]) {
-  asm("{.reg .b16 l, h; mov.b32 {l, h}, %2; cvt.f32.f16 %0, l; cvt.f32.f16 %1, h;}"
-      : "=f"(pair[0]), "=f"(pair[1])
-      : "r"(packed));
-}
-__device__ __forceinline__ float low(uint32_t packed) { return __uint_as_float(packed << 16); }
-__device__ __forceinline__ float high(uint32_t packed) { return __uint_as_float(packed & 0xffff0000u); }
-
-/// The warp's 16 units of kImages images between a tile and registers: r[image / 8][unit / 8] holds of unit
-/// lane / 4 the images 2 (lane % 4) and the next, as products hold them.
-template <int kImages>
-__device__ __forceinline__ uint32_t address_of(uint32_t tile, int warp, int lane, int images) {
-  const int row = images + lane / 16 * 8 + lane % 8, piece = warp * 2 + lane / 8 % 2;
-  return tile + uint32_t(tile_at(row, piece)) * 2;
-}
-template <int kImages>
-__device__ __forceinline__ void load_units(uint32_t (&r)[kImages / 8][2], uint32_t tile, int warp, int lane) {
-#pragma unroll
-  for (int j = 0; j + 2 <= kImages / 8; j += 2)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(r[j][0]), "=r"(r[j][1]), "=r"(r[j + 1][0]), "=r"(r[j + 1][1])
-                 : "r"(address_of<kImages>(tile, warp, lane, j * 8))
-                 : "memory");
-  if constexpr (kImages / 8 % 2 == 1)
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 {%0,%1}, [%2];"
-                 : "=r"(r[kImages / 8 - 1][0]), "=r"(r[kImages / 8 - 1][1])
-                 : "r"(address_of<kImages>(tile, warp, lane % 16, kImages - 8))
-                 : "memory");
-}
-template <int kImages>
-__device__ __forceinline__ void store_units(const uint32_t (&r)[kImages / 8][2], uint32_t tile, int warp,
-                                            int lane) {
-#pragma unroll
-  for (int j = 0; j + 2 <= kImages / 8; j += 2)
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(
-                     address_of<kImages>(tile, warp, lane, j * 8)),
-                 "r"(r[j][0]), "r"(r[j][1]), "r"(r[j + 1][0]), "r"(r[j + 1][1])
-                 : "memory");
-  if constexpr (kImages / 8 % 2 == 1)
-    asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(
-                     address_of<kImages>(tile, warp, lane % 16, kImages - 8)),
-                 "r"(r[kImages / 8 - 1][0]), "r"(r[kImages / 8 - 1][1])
-                 : "memory");
-}
-
-/// What the warpgroups know of their block.
-struct Work {
-  uint32_t room, barriers;  // addresses in shared memory
-  int t, pairs, direction, head, heads, first;
-  int64_t which;  // direction * heads + head
-
-  __device__ __forceinline__ uint32_t barrier(int at) const { return barriers + 8 * uint32_t(at); }
-  /// Step n of the direction; outside the image when n is: copies bring zeros and take nothing.
-  __device__ __forceinline__ int token(int n) const { return direction == 0 ? n : t - 1 - n; }
-  /// The later step of a pair, of which pair 0 comes first; t when t is odd and the pair is 0.
-  __device__ __forceinline__ int later(int pair) const { return 2 * (pairs - 1 - pair) + 1; }
-  __device__ __forceinline__ void wait(int first_barrier, int slots, int at) const {
-    barrier_wait(barrier(first_barrier + at % slots), uint32_t(at / slots % 2));
-  }
-  __device__ __forceinline__ void arrive(int first_barrier, int slots, int at) const {
-    barrier_arrive(barrier(first_barrier + at % slots));
-  }
-};
-
-/// x and h_{t-1} of a pair; by one thread, like the next two.
-template <int kImages>
-__device__ __forceinline__ void fetch_inputs(const Work& w, const Maps& maps, int pair) {
-  using R = Room<kImages>;
-  const uint32_t done = w.barrier(kInputsFull + pair % kInputSlots),
-                 to = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair;
-  barrier_expect(done, 2 * R::kPair);
-#pragma unroll
-  for (int s = 0; s < 2; ++s) {
-    const int n = w.later(pair) - s;
-    load_box(to + s * R::kStep, &maps.x, w.head * kWidth, w.token(n), w.first, done);
-    load_box(to + R::kPair + s * R::kStep, &maps.y, (w.head * 2 + w.direction) * kWidth, w.token(n - 1),
-             w.first, done);
-  }
-}
-/// A pair of a tensor that is laid out like y, of the tokens of the steps or (back 1) of those before.
-template <int kImages>
-__device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint32_t slots, int full, int pair,
-                                      int back) {
-  using R = Room<kImages>;
-  const uint32_t done = w.barrier(full + pair % kSlots),
-                 to = w.room + slots + uint32_t(pair % kSlots) * R::kPair;
-  barrier_expect(done, R::kPair);
-#pragma unroll
-  for (int s = 0; s < 2; ++s)
-    load_box(to + s * R::kStep, &map, (w.head * 2 + w.direction) * kWidth, w.token(w.later(pair) - s - back),
-             w.first, done);
-}
-
-// The factors of an element, from gates i, f, g, o and c = f c_before + i g:
-//   dc = dc_after + dh A    dz = (dc P, dc Q, dc R, dh S)    dc_before = dc f
-//   A = o (1 - tanh^2 c)    P = g i (1 - i)    Q = c_before f (1 - f)    R = i (1 - g^2)
-//   S = tanh(c) o (1 - o)
-// A thread writes those of its elements, [image / 8][3] pieces of 16 bytes, for the thread of the chain that
-// has the same elements.
-
-template <int kImages>
-__device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf16* b_ih, const bf16* b_hh) {
-  using R = Room<kImages>;
-  const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
-  float bias[4][2];  // sigmoid(z) = 1/2 + 1/2 tanh(z / 2), so half of it but for g
-#pragma unroll
-  for (int q = 0; q < 4; ++q)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int64_t at = w.which * kGates + q * kWidth + warp * 16 + half * 8 + lane / 4;
-      bias[q][half] = (to_acc(b_ih[at]) + to_acc(b_hh[at])) * (q == 2 ? 1.0f : 0.5f);
-    }
-  const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
-  for (int pair = 0; pair < w.pairs; ++pair) {
-    w.wait(kInputsFull, kInputSlots, pair);
-    w.wait(kCellsFull, kSlots, pair);
-#pragma unroll 1
-    for (int s = 0; s < 2; ++s) {
-      const uint32_t x = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair + s * R::kStep;
-      const uint32_t ox = operand(x), oh = operand(x + R::kPair);
-      float z[4][kImages / 2];
-      wgmma_fence();
-#pragma unroll
-      for (int q = 0; q < 4; ++q) {
-        const uint32_t gate = q * (kWidth * kSwizzleRow / 16);
-#pragma unroll
-        for (int k = 0; k < kWidth / 16; ++k)
-          wgmma<kImages, false, false>(z[q], w_ih + gate + k * kStepAlong, ox + k * kStepAlong, k > 0);
-#pragma unroll
-        for (int k = 0; k < kWidth / 16; ++k)
-          wgmma<kImages, false, false>(z[q], w_hh + gate + k * kStepAlong, oh + k * kStepAlong, true);
-      }
-      wgmma_commit();
-      uint32_t before[kImages / 8][2];
-      load_units<kImages>(before, w.room + R::cells + uint32_t(pair % kSlots) * R::kPair + s * R::kStep, warp,
-                          lane);
-      wgmma_wait<0>();
-#pragma unroll
-      for (int q = 0; q < 4; ++q) pin(z[q]);
-      const int step = 2 * pair + s;
-      if (step >= kSlots) w.wait(kFactorsFree, kSlots, step - kSlots);
-      const uint32_t to = w.room + R::factors + uint32_t(step % kSlots) * R::kFactors + uint32_t(thread) * 16;
-#pragma unroll
-      for (int j = 0; j < kImages / 8; ++j) {
-        uint32_t words[12];
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float factor[6][2];
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            const int at = 4 * j + 2 * half + e;
-            const float i = fmaf(tanh_fast(fmaf(z[0][at], 0.5f, bias[0][half])), 0.5f, 0.5f);
-            const float f = fmaf(tanh_fast(fmaf(z[1][at], 0.5f, bias[1][half])), 0.5f, 0.5f);
-            const float g = tanh_fast(z[2][at] + bias[2][half]);
-            const float o = fmaf(tanh_fast(fmaf(z[3][at], 0.5f, bias[3][half])), 0.5f, 0.5f);
-            const float c_before = e == 0 ? low(before[j][half]) : high(before[j][half]);
-            const float ig = i * g, tc = tanh_fast(fmaf(f, c_before, ig));
-            factor[0][e] = fmaf(-tc * o, tc, o);
-            factor[1][e] = fmaf(-ig, i, ig);
-            factor[2][e] = c_before * fmaf(-f, f, f);
-            factor[3][e] = fmaf(-ig, g, i);
-            factor[4][e] = tc * fmaf(-o, o, o);
-            factor[5][e] = f;
-          }
-#pragma unroll
-          for (int n = 0; n < 6; ++n) words[half * 6 + n] = pack_f16(factor[n][0], factor[n][1]);
-        }
-#pragma unroll
-        for (int v = 0; v < 3; ++v)
-          asm volatile("st.shared.v4.b32 [%0], {%1,%2,%3,%4};" ::"r"(to + (j * 3 + v) * kGroup * 16),
-                       "r"(words[4 * v]), "r"(words[4 * v + 1]), "r"(words[4 * v + 2]), "r"(words[4 * v + 3])
-                       : "memory");
-      }
-      __syncwarp();
-      if (lane == 0) w.arrive(kFactorsFull, kSlots, step);
-      __syncwarp();
-    }
-    named_sync(1, kGroup);  // the cells of the pair are read
-    if (thread == 0 && pair + kSlots < w.pairs)
-      fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
-    __syncwarp();
-  }
-}
 
 template <int kImages>
 __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb) {
@@ -559,7 +328,7 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   double least = 1e30;
   for (int images : {8, 16, 24}) {
     int64_t blocks = div_up<int64_t>(a.s.b, images) * 2 * a.s.h;
-    double time = double(div_up<int64_t>(blocks, device_limits().sm_count)) * (0.4 + 0.03 * images);
+    double time = double(div_up<int64_t>(blocks, device_limits().sm_count)) * (0.8 + 0.035 * images);
     if (time < least) least = time, best = images;
   }
   return best;
