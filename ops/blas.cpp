@@ -1,11 +1,15 @@
 #include "ops/blas.h"
 
 #include <cblas.h>
+#include <omp.h>
 
+#include <algorithm>
 #include <atomic>
+#include <vector>
 
 #include "core/check.h"
 #include "core/dispatch.h"
+#include "ops/reduce/add_rows.h"
 #if OCCAM_CUDA
 #include "core/cuda/cublaslt.h"
 #endif
@@ -23,6 +27,79 @@ void gemm_cpu(const Product& p, const double* a, int lda, const double* b, int l
   cblas_dgemm(CblasRowMajor, p.trans_a ? CblasTrans : CblasNoTrans, p.trans_b ? CblasTrans : CblasNoTrans,
               int(p.m), int(p.n), int(p.k), p.alpha, a, lda, b, ldb, p.beta, d, ldd);
 }
+
+/// Of sums of few terms, another pass over d for the bias costs as much as the product. So a thread makes
+/// some rows at a time: enough to pay for packing b again, few enough to stay in the L2 cache until the bias
+/// is added.
+constexpr int64_t kFewTerms = 128, kLeastRows = 256, kMostRows = 1024;
+/// A sum of so many terms, as the gradient of a weight over all rows, is cut into parts, whatever the number
+/// of threads: d alone has too few elements for many of them. So many elements may all parts have.
+constexpr int64_t kLongSum = 1024, kSumParts = 16, kMostPartial = int64_t{1} << 24;
+
+bool cut_sum(const Product& p) {
+  return p.trans_a && !p.trans_b && p.k >= kLongSum && p.m * p.n * kSumParts <= kMostPartial;
+}
+
+/// d = sum over parts of k, each a product of one thread; row_sums on the way.
+template <class T>
+void product_by_sums(const Product& p, const T* a, int64_t lda, const T* b, int64_t ldb, T* d, int64_t ldd) {
+  const int64_t size = p.m * p.n;
+  const Tensor partial = empty({kSumParts, size}, {dtype_of<T>, kCPU});
+  std::vector<double> sums(size_t(p.row_sums != nullptr ? kSumParts * p.m : 0), 0.0);
+#pragma omp parallel for schedule(static)
+  for (int64_t s = 0; s < kSumParts; ++s) {
+    const int64_t first = s * p.k / kSumParts, count = (s + 1) * p.k / kSumParts - first;
+    Product part = p;
+    part.k = count, part.beta = 0;
+    gemm_cpu(part, a + first * lda, int(lda), b + first * ldb, int(ldb), partial.data<T>() + s * size,
+             int(p.n));
+    if (p.row_sums != nullptr) add_rows(a + first * lda, count, lda, p.m, sums.data() + s * p.m);
+  }
+#pragma omp parallel for schedule(static)
+  for (int64_t r = 0; r < p.m; ++r) {
+    const T* from = partial.data<T>() + r * p.n;
+    for (int64_t c = 0; c < p.n; ++c) {
+      T total = from[c];
+      for (int64_t s = 1; s < kSumParts; ++s) total += from[s * size + c];
+      d[r * ldd + c] = p.beta == 0 ? total : total + T(p.beta) * d[r * ldd + c];
+    }
+    if (p.row_sums == nullptr) continue;
+    double total = 0;
+    for (int64_t s = 0; s < kSumParts; ++s) total += sums[size_t(s * p.m + r)];
+    static_cast<T*>(p.row_sums)[r] = T(total);
+  }
+}
+
+template <class T>
+void add_bias(const Product& p, T* d, int64_t ldd, int64_t first, int64_t last) {
+  const T* bias = static_cast<const T*>(p.bias);
+  for (int64_t r = first; r < last; ++r)
+    for (int64_t c = 0; c < p.n; ++c) d[r * ldd + c] += bias[c];
+}
+
+/// Rows shared among threads by us or by OpenBLAS; then the bias.
+template <class T>
+void product_by_rows(const Product& p, const T* a, int64_t lda, const T* b, int64_t ldb, T* d, int64_t ldd) {
+  const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
+  if (p.trans_a || p.k > kFewTerms || p.m < kLeastRows * threads) {
+    gemm_cpu(p, a, int(lda), b, int(ldb), d, int(ldd));
+    if (p.bias == nullptr) return;
+    const int64_t parts = p.m * p.n > 16384 ? threads : 1;
+#pragma omp parallel for if (parts > 1)
+    for (int64_t i = 0; i < parts; ++i) add_bias(p, d, ldd, i * p.m / parts, (i + 1) * p.m / parts);
+    return;
+  }
+  const int64_t parts = threads * ((p.m + threads * kMostRows - 1) / (threads * kMostRows));
+#pragma omp parallel for schedule(static) if (threads > 1)
+  for (int64_t i = 0; i < parts; ++i) {
+    const int64_t first = i * p.m / parts, last = (i + 1) * p.m / parts;
+    Product part = p;
+    part.m = last - first;
+    gemm_cpu(part, a + first * lda, int(lda), b, int(ldb), d + first * ldd, int(ldd));
+    if (p.bias != nullptr) add_bias(p, d, ldd, first, last);
+  }
+}
+
 }  // namespace
 
 void set_tf32(bool allowed) { tf32 = allowed; }
@@ -53,6 +130,8 @@ cuda::GemmArgs gemm_args(const Product& p, const void* a, const void* b, void* d
 #endif
 
 bool product_fuses(const Product& p, const void* a, const void* b, void* d) {
+  if (p.device.is_cpu())
+    return p.batch == 1 && p.dtype_ab == p.dtype_d && (p.row_sums == nullptr || cut_sum(p));
 #if OCCAM_CUDA
   if (p.device.is_cuda() && p.m > 0 && p.n > 0 && p.k > 0)
     return cuda::gemm_supported(gemm_args(p, a, b, d), current_stream(p.device).handle);
@@ -66,8 +145,6 @@ void matrix_product(const Product& p, const void* a, const void* b, void* d) {
     OCCAM_ON_CUDA(cuda::gemm(gemm_args(p, a, b, d), current_stream(p.device).handle));
     return;
   }
-  OCCAM_CHECK(p.bias == nullptr && p.row_sums == nullptr, ErrorKind::internal,
-              "a product on the CPU fuses nothing");
   int64_t lda = p.lda ? p.lda : p.trans_a ? p.m : p.k, ldb = p.ldb ? p.ldb : p.trans_b ? p.k : p.n;
   int64_t ldd = p.ldd ? p.ldd : p.n;
   for (int64_t size : {p.m, p.n, p.k, lda, ldb, ldd})
@@ -76,9 +153,11 @@ void matrix_product(const Product& p, const void* a, const void* b, void* d) {
   dispatch_float(p.dtype_ab, [&]<class T>() {
     const T *x = static_cast<const T*>(a), *y = static_cast<const T*>(b);
     T* out = static_cast<T*>(d);
+    if (p.batch == 1 && cut_sum(p)) return product_by_sums(p, x, lda, y, ldb, out, ldd);
+    if (p.batch == 1) return product_by_rows(p, x, lda, y, ldb, out, ldd);
     // Many small products share the threads better than each of them does; a few tiny ones need no threads.
     double work = double(p.m) * double(p.n) * double(p.k);
-    bool small = p.batch > 1 && work < 1e7 && work * double(p.batch) > 1e5;
+    bool small = work < 1e7 && work * double(p.batch) > 1e5;
 #pragma omp parallel for if (small)
     for (int64_t i = 0; i < p.batch; ++i)
       gemm_cpu(p, x + i * p.stride_a, int(lda), y + i * p.stride_b, int(ldb), out + i * p.stride_d, int(ldd));

@@ -1,88 +1,38 @@
 #include "ops/layer_norm/op.h"
 
 #include <algorithm>
-#include <cmath>
+#include <vector>
 
 #include "core/philox.h"
+#include "ops/layer_norm/cpu.h"
 #include "ops/layer_norm/kernel.h"
 #include "ops/op.h"
 
 namespace occam {
 namespace {
 
-template <class T>
-void forward_cpu(const T* x, const T* weight, const T* bias, T* y, T* mean, T* rstd, int64_t rows, int64_t c,
-                 T eps) {
-#pragma omp parallel for if (rows * c > 16384)
-  for (int64_t r = 0; r < rows; ++r) {
-    const T* in = x + r * c;
-    T sum = 0, squares = 0;
-#pragma omp simd reduction(+ : sum)
-    for (int64_t i = 0; i < c; ++i) sum += in[i];
-    T m = sum / T(c);
-#pragma omp simd reduction(+ : squares)
-    for (int64_t i = 0; i < c; ++i) squares += (in[i] - m) * (in[i] - m);
-    T s = 1 / std::sqrt(squares / T(c) + eps);
-    for (int64_t i = 0; i < c; ++i) y[r * c + i] = (in[i] - m) * s * weight[i] + bias[i];
-    mean[r] = m, rstd[r] = s;
-  }
-}
-
-/// gx = gsum + the norm's gradient; gy or gsum may be null.
-template <class T>
-void backward_x_cpu(const T* x, const T* weight, const T* gy, const T* gsum, const T* mean, const T* rstd,
-                    T* gx, int64_t rows, int64_t c) {
-#pragma omp parallel for if (rows * c > 16384)
-  for (int64_t r = 0; r < rows; ++r) {
-    T* out = gx + r * c;
-    if (gsum)
-      std::copy_n(gsum + r * c, c, out);
-    else
-      std::fill_n(out, c, T(0));
-    if (!gy) continue;
-    const T *in = x + r * c, *g = gy + r * c;
-    T m = mean[r], s = rstd[r], a = 0, b = 0;
-#pragma omp simd reduction(+ : a, b)
-    for (int64_t i = 0; i < c; ++i) a += g[i] * weight[i], b += g[i] * weight[i] * (in[i] - m) * s;
-    a /= T(c), b /= T(c);
-    for (int64_t i = 0; i < c; ++i) out[i] += s * (g[i] * weight[i] - a - (in[i] - m) * s * b);
-  }
-}
-
-/// Tiles of columns, so that the sums do not depend on the number of threads; f64 sums over the rows.
-template <class T>
-void backward_params_cpu(const T* x, const T* gy, const T* mean, const T* rstd, T* gweight, T* gbias,
-                         int64_t rows, int64_t c) {
-  constexpr int64_t kTile = 64;
-#pragma omp parallel for if (rows * c > 16384)
-  for (int64_t start = 0; start < c; start += kTile) {
-    int64_t count = std::min(kTile, c - start);
-    double w[kTile] = {}, b[kTile] = {};
-    for (int64_t r = 0; r < rows; ++r) {
-      const T *in = x + r * c + start, *g = gy + r * c + start;
-      for (int64_t i = 0; i < count; ++i) w[i] += g[i] * (in[i] - mean[r]) * rstd[r], b[i] += g[i];
-    }
-    for (int64_t i = 0; i < count; ++i) gweight[start + i] = T(w[i]), gbias[start + i] = T(b[i]);
-  }
-}
-
-/// y = x + drop(branch); x null: y = drop(branch).
-template <class T>
-void add_branch_cpu(const T* x, const T* branch, T* y, int64_t numel, int64_t samples, const BranchDrop& d) {
-  const int64_t each = samples > 0 ? numel / samples : 0;
-#pragma omp parallel for if (numel > 16384)
-  for (int64_t s = 0; s < samples; ++s) {
-    T scale = 1;
-    if (d.p > 0) {
-      auto now = uint64_t(*d.step.data<int64_t>());
-      scale = philox_uniform(d.key, now, uint64_t(s)) >= float(d.p) ? T(1 / (1 - d.p)) : T(0);
-    }
-    for (int64_t i = s * each; i < (s + 1) * each; ++i) y[i] = (x ? x[i] : T(0)) + scale * branch[i];
-  }
-}
-
 /// Drop path goes by axis 0; a single row is one sample.
 int64_t samples_of(const Shape& x) { return x.rank() > 1 ? x[0] : 1; }
+
+/// The scale of every sample's branch, drawn.
+template <class T>
+class DroppedRows {
+ public:
+  DroppedRows(const BranchDrop& d, const Shape& x) {
+    if (d.p == 0) return;
+    const int64_t samples = samples_of(x), each = x.numel() / std::max<int64_t>(samples * x[-1], 1);
+    scales_.rows_of_sample = std::max<int64_t>(each, 1);
+    const auto now = uint64_t(*d.step.data<int64_t>());
+    for (int64_t s = 0; s < samples; ++s)
+      drawn_.push_back(philox_uniform(d.key, now, uint64_t(s)) >= float(d.p) ? T(1 / (1 - d.p)) : T(0));
+    scales_.of_sample = drawn_.data();
+  }
+  BranchScales<T> scales() const { return scales_; }
+
+ private:
+  std::vector<T> drawn_;
+  BranchScales<T> scales_;
+};
 
 struct Norm {
   Tensor y, mean, rstd;
@@ -120,10 +70,12 @@ Norm normalise(const char* op, const Tensor& x, const Tensor& branch, const Tens
     return n;
   }
   dispatch_float(x.dtype(), [&]<class T>() {
-    if (branch)
-      add_branch_cpu(x.data<T>(), branch.data<T>(), sum.data<T>(), x.numel(), samples_of(x.shape()), drop);
-    forward_cpu((branch ? sum : x).data<T>(), weight.data<T>(), bias.data<T>(), n.y.data<T>(),
-                n.mean.data<T>(), n.rstd.data<T>(), rows, c, T(eps));
+    const DroppedRows<T> dropped(drop, x.shape());
+    LayerNormForwardCpu<T> a{rows, c, T(eps), x.data<T>()};
+    a.weight = weight.data<T>(), a.bias = bias.data<T>();
+    a.y = n.y.data<T>(), a.mean = n.mean.data<T>(), a.rstd = n.rstd.data<T>();
+    if (branch) a.branch = branch.data<T>(), a.sum = sum.data<T>(), a.scales = dropped.scales();
+    layer_norm_forward_cpu(a);
   });
   return n;
 }
@@ -165,16 +117,12 @@ NormGrads gradients(const Tensor& x, const Tensor& weight, const Norm& n, const 
   } else {
     dispatch_float(x.dtype(), [&]<class T>() {
       auto data = [](const Tensor& t) { return t ? t.data<T>() : nullptr; };
-      if (g.x)
-        backward_x_cpu(x.data<T>(), weight.data<T>(), data(gy), data(gsum), n.mean.data<T>(),
-                       n.rstd.data<T>(), g.x.data<T>(), rows, c);
-      if (separate)
-        add_branch_cpu<T>(nullptr, g.x.data<T>(), g.branch.data<T>(), x.numel(), samples_of(x.shape()), drop);
-      if (wants.params && gy)
-        backward_params_cpu(x.data<T>(), gy.data<T>(), n.mean.data<T>(), n.rstd.data<T>(), g.weight.data<T>(),
-                            g.bias.data<T>(), rows, c);
-      else if (wants.params)
-        g.weight.zero_(), g.bias.zero_();
+      const DroppedRows<T> dropped(separate ? drop : BranchDrop{}, x.shape());
+      LayerNormBackwardCpu<T> a{rows, c, x.data<T>(), weight.data<T>(), data(gy), data(gsum)};
+      a.mean = n.mean.data<T>(), a.rstd = n.rstd.data<T>(), a.scales = dropped.scales();
+      a.gx = data(g.x), a.gbranch = data(g.branch);
+      a.gweight = data(g.weight), a.gbias = data(g.bias);
+      layer_norm_backward_cpu(a);
     });
   }
   if (wants.branch && !separate) g.branch = g.x;

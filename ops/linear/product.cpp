@@ -101,8 +101,11 @@ GeluProduct times_weight_gelu(const Tensor& x, const Tensor& w, const Tensor& b,
   if (keep) out.z = empty_like(out.y);
   if (out.y.numel() == 0 || fused_gelu(x, w, b, out)) return out;
   const Tensor& z = keep ? out.z : out.y;
-  matrix_product(forward_product(x, w), x.data_ptr(), w.data_ptr(), z.data_ptr());
-  add_bias(z, b, out.y, true);
+  Product p = forward_product(x, w);
+  const bool fuses = z.is_cpu() && b;  // on a GPU bias and GELU are one pass
+  if (fuses) p.bias = b.data_ptr();
+  matrix_product(p, x.data_ptr(), w.data_ptr(), z.data_ptr());
+  add_bias(z, fuses ? Tensor() : b, out.y, true);
   return out;
 }
 

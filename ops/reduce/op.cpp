@@ -1,9 +1,11 @@
 #include "ops/reduce/op.h"
 
 #include <algorithm>
+#include <vector>
 
 #include "ops/elementwise/op.h"
 #include "ops/op.h"
+#include "ops/reduce/add_rows.h"
 #include "ops/reduce/kernel.h"
 
 namespace occam {
@@ -47,18 +49,21 @@ void sum_cpu(const T* x, T* y, int64_t outer, int64_t n, int64_t inner) {
     }
     return;
   }
-  constexpr int64_t kTile = 64;
-  int64_t tiles = (inner + kTile - 1) / kTile;
+  constexpr int64_t kTile = 64, kPart = 512;  // columns and rows of a sum that one thread makes
+  const int64_t tiles = (inner + kTile - 1) / kTile, parts = std::max<int64_t>((n + kPart - 1) / kPart, 1);
+  std::vector<double> sums(size_t(outer * parts * inner), 0.0);
 #pragma omp parallel for if (outer * n * inner > 16384)
-  for (int64_t block = 0; block < outer * tiles; ++block) {
-    int64_t o = block / tiles, start = block % tiles * kTile, count = std::min(kTile, inner - start);
-    double total[kTile] = {};
-    for (int64_t k = 0; k < n; ++k) {
-      const T* row = x + (o * n + k) * inner + start;
-      for (int64_t i = 0; i < count; ++i) total[i] += row[i];
-    }
-    for (int64_t i = 0; i < count; ++i) y[o * inner + start + i] = T(total[i]);
+  for (int64_t at = 0; at < outer * parts * tiles; ++at) {
+    const int64_t o = at / (parts * tiles), first = at / tiles % parts * kPart, start = at % tiles * kTile;
+    add_rows(x + (o * n + first) * inner + start, std::min(kPart, n - first), inner,
+             std::min(kTile, inner - start), sums.data() + at / tiles * inner + start);
   }
+  for (int64_t o = 0; o < outer; ++o)
+    for (int64_t i = 0; i < inner; ++i) {
+      double total = 0;
+      for (int64_t p = 0; p < parts; ++p) total += sums[size_t((o * parts + p) * inner + i)];
+      y[o * inner + i] = T(total);
+    }
 }
 
 Tensor sum_axes(const Tensor& x, const std::vector<int>& axes, const Shape& out, DType dtype) {
