@@ -16,8 +16,18 @@ struct HeadQkv {
 HeadQkv split_qkv(const Tensor& qkv, int64_t n);
 /// [b,t,h,x] -> [b,t,1,h,x]: the same for both directions.
 Tensor for_both(const Tensor& x);
-/// Option `key` of these mixers.
-inline const char* const kKeyHelp = "width of each head's queries and keys; 0 = the head's width";
+/// Options of these mixers.
+struct KeyOptions {
+  int64_t key = 0;
+  ScanOptions scan;
+
+  template <class V>
+  void visit(V& v) {
+    v("key", key, "width of each head's queries and keys; 0 = the head's width", Range{0, 65536});
+    scan.visit(v);
+  }
+  int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
+};
 
 /// Multiply-adds of the recurrent form of both directions for t tokens.
 inline int64_t scan_macs(const MixerShape& s, int64_t tokens, int64_t n) { return 4 * tokens * n * s.dim; }

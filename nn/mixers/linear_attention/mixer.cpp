@@ -13,21 +13,17 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t key = 0;
+struct Options : KeyOptions {
   std::string feature = "elu", gate = "none";
-  ScanOptions scan;
 
   template <class V>
   void visit(V& v) {
-    v("key", key, kKeyHelp, Range{0, 65536});
+    KeyOptions::visit(v);
     v("feature", feature, "of queries and keys: elu + 1, relu, or none: products as they are",
       Choices{"elu", "relu", "none"});
     v("gate", gate, "none, or a decay by distance that each token chooses for each head and direction",
       Choices{"none", "decay"});
-    scan.visit(v);
   }
-  int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
   /// Rows of weights that sum to less are left as they are. Signed weights may sum to anything.
   double floor() const { return feature == "none" ? 1 : 0.01; }
   bool gated() const { return gate == "decay"; }

@@ -13,18 +13,6 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t key = 0;
-  ScanOptions scan;
-
-  template <class V>
-  void visit(V& v) {
-    v("key", key, kKeyHelp, Range{0, 65536});
-    scan.visit(v);
-  }
-  int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
-};
-
 /// New gate biases [2 gates, 2 directions, h]: input gates 0, forget gates from 3 to 6 over the heads.
 void new_gate_bias(const Tensor& bias, uint64_t) {
   const int64_t heads = bias.size(2);
@@ -79,13 +67,13 @@ class MatrixLstm : public Module {
 };
 
 std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options o = read_options<Options>("mlstm", given);
+  const KeyOptions o = read_options<KeyOptions>("mlstm", given);
   return std::make_unique<SkeletonMixer>(
       "MLstm", s, MixerCore{"cell", std::make_unique<MatrixLstm>(s, o.key_of(s)), 2 * s.head_dim()}, o.scan);
 }
 
 MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t n = read_options<Options>("mlstm", given).key_of(s), w = s.head_dim();
+  const int64_t n = read_options<KeyOptions>("mlstm", given).key_of(s), w = s.head_dim();
   const int64_t weights = s.dim * (2 * n + w + 4 + 2 * w);
   return skeleton_ledger(
       s, t, {weights + 2 * s.dim + 4 * s.heads, t * weights + scan_macs(s, t, n), scan_depth(t)}, 2 * w);

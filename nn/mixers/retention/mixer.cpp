@@ -10,30 +10,17 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t key = 0;
-  ScanOptions scan;
-
-  template <class V>
-  void visit(V& v) {
-    v("key", key, kKeyHelp, Range{0, 65536});
-    scan.visit(v);
-  }
-  int64_t key_of(const MixerShape& s) const { return key > 0 ? key : s.head_dim(); }
-};
-
 /// `retain`: fixed decays, one for each head, in both directions at once.
 class Retain : public Module {
  public:
   Retain(const MixerShape& s, int64_t n)
       : n_(n), macs_(scan_macs(s, 1, n)), qkv_(s.heads, s.head_dim(), 2 * n + s.head_dim(), false) {
     sub("qkv", qkv_);
-    std::vector<float> logs;
     for (int64_t i = 0; i < s.heads; ++i) {
       const double part = s.heads > 1 ? double(i) / double(s.heads - 1) : 0;
-      logs.push_back(float(std::log1p(-std::pow(2.0, -5 - 4 * part))));
+      logs_.push_back(float(std::log1p(-std::pow(2.0, -5 - 4 * part))));
     }
-    log_decay_ = from_vector(logs, {1, 1, 1, s.heads});
+    log_decay_ = from_vector(logs_, {1, 1, 1, s.heads});
   }
   const char* kind() const override { return "Retain"; }
   Shape plan(const Shape& x, Plan& plan) const override {
@@ -58,34 +45,35 @@ class Retain : public Module {
     if (row_scale_ && row_scale_.size(1) == t && row_scale_.dtype() == options.dtype &&
         row_scale_.device() == options.device)
       return row_scale_;
-    const auto logs = log_decay_.to_vector<double>();
     std::vector<float> scale;
     for (int64_t i = 0; i < t; ++i)
-      for (double log_decay : logs) {
+      for (double log_decay : logs_) {
         auto before = [&](int64_t tokens) {  // sum of gamma^d over 0 < d <= tokens
           return std::exp(log_decay) * std::expm1(double(tokens) * log_decay) / std::expm1(log_decay);
         };
         scale.push_back(float(1 / std::sqrt(double(n_) * (1 + before(i) + before(t - 1 - i)))));
       }
     row_scale_ =
-        raw::to(raw::to(from_vector(scale, {1, t, int64_t(logs.size()), 1}), options.dtype), options.device);
+        raw::to(raw::to(from_vector(scale, {1, t, int64_t(logs_.size()), 1}), options.dtype), options.device);
     return row_scale_;
   }
 
   int64_t n_, macs_;
   GroupedLinear qkv_;
-  Tensor log_decay_;  // [1,1,1,h]
+  std::vector<float> logs_;  // of each head's decay
+  Tensor log_decay_;         // the same [1,1,1,h]
   Tensor row_scale_;
 };
 
 std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options o = read_options<Options>("retention", given);
+  const KeyOptions o = read_options<KeyOptions>("retention", given);
   return std::make_unique<SkeletonMixer>(
       "Retention", s, MixerCore{"retain", std::make_unique<Retain>(s, o.key_of(s)), s.head_dim()}, o.scan);
 }
 
 MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t n = read_options<Options>("retention", given).key_of(s), qkv = s.dim * (2 * n + s.head_dim());
+  const int64_t n = read_options<KeyOptions>("retention", given).key_of(s),
+                qkv = s.dim * (2 * n + s.head_dim());
   return skeleton_ledger(s, t, {qkv, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
 }
 
