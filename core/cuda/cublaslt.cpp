@@ -45,14 +45,8 @@ const char* name_of(GemmEpilogue epilogue) {
       return "none";
     case GemmEpilogue::bias:
       return "bias";
-    case GemmEpilogue::gelu_tanh_bias:
-      return "gelu_tanh_bias";
-    case GemmEpilogue::gelu_tanh_aux_bias:
-      return "gelu_tanh_aux_bias";
     case GemmEpilogue::bias_gradient_a:
       return "bias_gradient_a";
-    case GemmEpilogue::gelu_tanh_gradient:
-      return "gelu_tanh_gradient";
   }
   return "?";
 }
@@ -70,11 +64,6 @@ cudaDataType_t data_type(DType dtype) {
     default:
       fail(ErrorKind::shape, fmt::format("gemm takes floating types, not {}", occam::name_of(dtype)));
   }
-}
-
-bool has_bias(GemmEpilogue e) { return e != GemmEpilogue::none && e != GemmEpilogue::gelu_tanh_gradient; }
-bool has_aux(GemmEpilogue e) {
-  return e == GemmEpilogue::gelu_tanh_aux_bias || e == GemmEpilogue::gelu_tanh_gradient;
 }
 
 /// Largest power of two up to 256 that divides the address; cuBLASLt assumes 256 unless told.
@@ -96,7 +85,6 @@ GemmArgs completed(GemmArgs g) {
     g.stride_c = g.stride_d;
   }
   if (g.ldc == 0) g.ldc = g.n;
-  if (g.ld_aux == 0) g.ld_aux = g.n;
   const bool sizes_fit = g.m >= 0 && g.n >= 0 && g.k >= 0 && g.batch >= 0 &&
                          g.lda >= (g.trans_a ? g.m : g.k) && g.ldb >= (g.trans_b ? g.k : g.n) &&
                          g.ldc >= g.n && g.ldd >= g.n;
@@ -105,9 +93,8 @@ GemmArgs completed(GemmArgs g) {
       g.dtype_ab == g.dtype_cd ||
       (g.dtype_cd == DType::f32 && (g.dtype_ab == DType::bf16 || g.dtype_ab == DType::f16));
   OCCAM_CHECK(dtypes_fit, ErrorKind::shape, "{}: these dtypes do not go together", describe(g));
-  OCCAM_CHECK(has_bias(g.epilogue) == (g.bias != nullptr) && has_aux(g.epilogue) == (g.aux != nullptr),
-              ErrorKind::shape, "{}: bias and aux must be given exactly when the epilogue uses them",
-              describe(g));
+  OCCAM_CHECK((g.epilogue != GemmEpilogue::none) == (g.bias != nullptr), ErrorKind::shape,
+              "{}: bias must be given exactly when the epilogue uses it", describe(g));
   OCCAM_CHECK(g.batch <= 1 || g.epilogue == GemmEpilogue::none, ErrorKind::shape,
               "{}: epilogues take one matrix, not a batch", describe(g));
   OCCAM_CHECK(g.batch <= 1 || g.stride_d != 0, ErrorKind::shape, "{}: the outputs of the batch overlap",
@@ -116,7 +103,7 @@ GemmArgs completed(GemmArgs g) {
 }
 
 /// All of a problem that an algorithm's choice may depend on.
-using ProblemKey = std::array<int64_t, 25>;
+using ProblemKey = std::array<int64_t, 24>;
 ProblemKey key_of(const GemmArgs& g, int device) {
   return {device,
           g.trans_a,
@@ -137,12 +124,11 @@ ProblemKey key_of(const GemmArgs& g, int device) {
           g.stride_d,
           g.tf32,
           int64_t(g.epilogue),
-          g.ld_aux,
           alignment(g.a),
           alignment(g.b),
           alignment(g.c),
           alignment(g.d),
-          int64_t(alignment(g.bias)) * 1024 + alignment(g.aux)};
+          alignment(g.bias)};
 }
 
 struct Algorithm {
@@ -213,14 +199,8 @@ cublasLtEpilogue_t epilogue_of(GemmEpilogue epilogue) {
       return CUBLASLT_EPILOGUE_DEFAULT;
     case GemmEpilogue::bias:
       return CUBLASLT_EPILOGUE_BIAS;
-    case GemmEpilogue::gelu_tanh_bias:
-      return CUBLASLT_EPILOGUE_GELU_BIAS;
-    case GemmEpilogue::gelu_tanh_aux_bias:
-      return CUBLASLT_EPILOGUE_GELU_AUX_BIAS;
     case GemmEpilogue::bias_gradient_a:
       return CUBLASLT_EPILOGUE_BGRADB;
-    case GemmEpilogue::gelu_tanh_gradient:
-      return CUBLASLT_EPILOGUE_DGELU;
   }
   return CUBLASLT_EPILOGUE_DEFAULT;
 }
@@ -253,15 +233,10 @@ void init(Descriptors& t, const GemmArgs& g) {
   OCCAM_CUBLAS_CHECK(cublasLtMatmulDescInit(&t.operation, compute, t.f64 ? CUDA_R_64F : CUDA_R_32F), "gemm");
   set(t.operation, CUBLASLT_MATMUL_DESC_TRANSA, int32_t(g.trans_b ? CUBLAS_OP_T : CUBLAS_OP_N));
   set(t.operation, CUBLASLT_MATMUL_DESC_TRANSB, int32_t(g.trans_a ? CUBLAS_OP_T : CUBLAS_OP_N));
-  if (g.epilogue != GemmEpilogue::none)
+  if (g.epilogue != GemmEpilogue::none) {
     set(t.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t(epilogue_of(g.epilogue)));
-  if (has_bias(g.epilogue)) {
     set(t.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
     set(t.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t(data_type(g.dtype_cd)));
-  }
-  if (has_aux(g.epilogue)) {
-    set(t.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_POINTER, g.aux);
-    set(t.operation, CUBLASLT_MATMUL_DESC_EPILOGUE_AUX_LD, g.ld_aux);
   }
   init_layout(t.a, g.dtype_ab, g.trans_b ? g.k : g.n, g.trans_b ? g.n : g.k, g.ldb, g.batch, g.stride_b);
   init_layout(t.b, g.dtype_ab, g.trans_a ? g.m : g.k, g.trans_a ? g.k : g.m, g.lda, g.batch, g.stride_a);

@@ -7,16 +7,12 @@
 
 namespace occam::cuda {
 
-/// What happens to the accumulated product before it is rounded to d. cuBLASLt's GELU is the tanh form;
-/// timm's ViT uses the exact one (math.cuh: gelu), which needs its own kernel behind GemmEpilogue::bias or
-/// none.
+/// What happens to the accumulated product before it is rounded to d. (cuBLASLt's GELU is the tanh form;
+/// timm's ViT uses the exact one, which has its own product: ops/linear.)
 enum class GemmEpilogue : uint8_t {
   none,
-  bias,                // d = x + bias[n]
-  gelu_tanh_bias,      // d = gelu(x + bias[n])
-  gelu_tanh_aux_bias,  // the same, and aux = x + bias[n] for the backward pass
-  bias_gradient_a,     // d = x, and bias[m] = sum over k of op(a)[m,k]: db beside dW = dy^T x
-  gelu_tanh_gradient   // d = x gelu'(aux[m,n])
+  bias,            // d = x + bias[n]
+  bias_gradient_a  // d = x, and bias[m] = sum over k of op(a)[m,k]: db beside dW = dy^T x
 };
 
 /// Row-major, all sizes and strides in elements:
@@ -45,8 +41,6 @@ struct GemmArgs {
   bool tf32 = false;
   GemmEpilogue epilogue = GemmEpilogue::none;
   void* bias = nullptr;  // [n] input, [m] output of bias_gradient_a; of dtype_cd. Not with batch > 1.
-  void* aux = nullptr;   // [m,n] of dtype_cd, 16-byte aligned
-  int64_t ld_aux = 0;    // a multiple of 8; 0 means n
 };
 
 /// Queues the product on `stream` (a cudaStream_t). The algorithm is kept for the process, so equal

@@ -54,14 +54,6 @@ struct Matrix {
   Tensor tensor;
 };
 
-double gelu_tanh(double x) {
-  return 0.5 * x * (1 + std::tanh(std::sqrt(2 / M_PI) * (x + 0.044715 * x * x * x)));
-}
-double gelu_tanh_slope(double x) {
-  const double s = std::sqrt(2 / M_PI), t = std::tanh(s * (x + 0.044715 * x * x * x));
-  return 0.5 * (1 + t) + 0.5 * x * (1 - t * t) * s * (1 + 3 * 0.044715 * x * x);
-}
-
 class CudaGemm : public ::testing::Test {
  protected:
   void SetUp() override {
@@ -75,24 +67,18 @@ class CudaGemm : public ::testing::Test {
     Matrix a(g.trans_a ? g.k : g.m, g.trans_a ? g.m : g.k, pad, offset, types.ab, rng);
     Matrix b(g.trans_b ? g.n : g.k, g.trans_b ? g.k : g.n, pad, offset, types.ab, rng);
     Matrix d(g.m, g.n, pad, offset, types.cd, rng);
-    const bool bias_in = g.epilogue == GemmEpilogue::bias || g.epilogue == GemmEpilogue::gelu_tanh_bias ||
-                         g.epilogue == GemmEpilogue::gelu_tanh_aux_bias;
+    const bool bias_in = g.epilogue == GemmEpilogue::bias;
     Matrix bias(1, bias_in ? g.n : g.m, 0, 0, types.cd, rng);
-    Matrix aux(g.m, g.n, 0, 0, types.cd, rng);
     g.a = a.data(), g.b = b.data(), g.d = d.data();
     g.lda = a.ld, g.ldb = b.ld, g.ldd = d.ld;
-    if (bias_in || g.epilogue == GemmEpilogue::bias_gradient_a) g.bias = bias.data();
-    if (g.epilogue == GemmEpilogue::gelu_tanh_aux_bias || g.epilogue == GemmEpilogue::gelu_tanh_gradient)
-      g.aux = aux.data();
+    if (g.epilogue != GemmEpilogue::none) g.bias = bias.data();
     SCOPED_TRACE(name_of(types) + ": " + describe(g));
-    const bool plain = g.epilogue == GemmEpilogue::none || g.epilogue == GemmEpilogue::bias;
-    if (!plain && !gemm_supported(g, stream)) {
+    if (g.epilogue == GemmEpilogue::bias_gradient_a && !gemm_supported(g, stream)) {
       ++unsupported;
       return;
     }
     gemm(g, stream);
     const std::vector<double> got = d.read();
-    const std::vector<double> got_aux = aux.read();
     const double u_acc = accumulator_error(types);
     const double u_out = unit_roundoff(types.cd);
     for (int64_t row = 0; row < g.m; ++row) {
@@ -114,24 +100,8 @@ class CudaGemm : public ::testing::Test {
         const bool adds = bias_in || g.beta != 0;
         const double rounded_product = adds ? 1.01 * u_out * std::abs(x - g.beta * d.at(row, col)) : 0;
         if (bias_in) x += bias.at(0, col), size += std::abs(bias.at(0, col));
-        double want = x;
-        double error = u_acc * size + rounded_product;
-        // The library's tanh may be the hardware's, which is good to 2^-11.
-        if (g.epilogue == GemmEpilogue::gelu_tanh_bias || g.epilogue == GemmEpilogue::gelu_tanh_aux_bias) {
-          want = gelu_tanh(x);
-          error = 1.13 * error + std::abs(x) * std::ldexp(1.0, -10);
-        } else if (g.epilogue == GemmEpilogue::gelu_tanh_gradient) {
-          const double at = aux.at(row, col);
-          want = x * gelu_tanh_slope(at);
-          error = 1.13 * error + std::abs(x) * (1 + std::abs(at)) * std::ldexp(1.0, -9);
-        }
-        ASSERT_NEAR(actual, want, error + 1.01 * u_out * std::abs(want))
-            << "at [" << row << "," << col << "]";
-        if (g.epilogue == GemmEpilogue::gelu_tanh_aux_bias) {
-          ASSERT_NEAR(got_aux[size_t(row * g.n + col)], x,
-                      u_acc * size + rounded_product + 1.01 * u_out * std::abs(x))
-              << "aux";
-        }
+        const double error = u_acc * size + rounded_product;
+        ASSERT_NEAR(actual, x, error + 1.01 * u_out * std::abs(x)) << "at [" << row << "," << col << "]";
       }
     }
     if (g.epilogue != GemmEpilogue::bias_gradient_a) return;
@@ -183,16 +153,11 @@ TEST_F(CudaGemm, RowStridesOffsetsAlphaAndBeta) {
 TEST_F(CudaGemm, Epilogues) {
   for (const Types& types : {Types{DType::f32, DType::f32, false}, Types{DType::bf16, DType::bf16, false}}) {
     for (auto [m, n, k] : {std::array<int64_t, 3>{128, 192, 64}, {197, 576, 192}, {33, 17, 40}}) {
-      for (GemmEpilogue epilogue : {GemmEpilogue::bias, GemmEpilogue::gelu_tanh_bias,
-                                    GemmEpilogue::gelu_tanh_aux_bias, GemmEpilogue::gelu_tanh_gradient}) {
-        GemmArgs g;
-        g.m = m, g.n = n, g.k = k, g.trans_b = epilogue != GemmEpilogue::gelu_tanh_gradient,
-        g.epilogue = epilogue;
-        if (n % 8 != 0 && epilogue != GemmEpilogue::bias && epilogue != GemmEpilogue::gelu_tanh_bias)
-          continue;
-        check(g, types, 0, 0);
-        if (HasFatalFailure()) return;
-      }
+      GemmArgs forward;
+      forward.m = m, forward.n = n, forward.k = k, forward.trans_b = true;
+      forward.epilogue = GemmEpilogue::bias;
+      check(forward, types, 0, 0);
+      if (HasFatalFailure()) return;
       GemmArgs g;
       g.m = n, g.n = k, g.k = m, g.trans_a = true, g.epilogue = GemmEpilogue::bias_gradient_a;
       check(g, types, 0, 0);
@@ -200,7 +165,7 @@ TEST_F(CudaGemm, Epilogues) {
     }
   }
   RecordProperty("unsupported", unsupported);
-  EXPECT_LE(unsupported, 12) << "aligned bf16 epilogues have algorithms on every GPU this is built for";
+  EXPECT_LE(unsupported, 4) << "aligned bf16 epilogues have algorithms on every GPU this is built for";
 }
 
 TEST_F(CudaGemm, WeightGradientAccumulatesInFloat) {
@@ -326,7 +291,7 @@ TEST(CudaGemmArguments, ContradictionsAreRefusedBeforeTheGpuIsAsked) {
   g.lda = 0, g.dtype_cd = DType::bf16;
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "gemm f32 [4,4]x[4,4] -> bf16");
   g.dtype_cd = DType::f32, g.epilogue = GemmEpilogue::bias;
-  EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "bias and aux");
+  EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "bias must be given");
   g.bias = &x, g.batch = 2, g.stride_d = 16;
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "not a batch");
   g.bias = nullptr, g.epilogue = GemmEpilogue::none, g.stride_d = 0;
