@@ -154,10 +154,10 @@ Outs run(const OpEntry& entry, In inputs, std::any attrs) {
     Ctx::InputMeta meta;
     Tensor arg = t;
     if (t) {
-      meta = {t.shape(), t.dtype(), t.dtype(), t.device(), tracked && requires_grad(t), true};
+      meta = {t.shape(), t.dtype(), t.dtype(), t.dtype(), t.device(), tracked && requires_grad(t), true};
       if (meta.needs_grad) {
         const AutogradMeta& a = *t.impl().autograd;
-        meta.grad_dtype = a.node->outputs[size_t(a.output)].dtype;
+        meta.wanted = a.node->outputs[size_t(a.output)].dtype;
       }
       if (t.is_cpu() && is_half(t.dtype())) {
         upcast = true;

@@ -17,8 +17,9 @@ class Ctx {
  public:
   struct InputMeta {
     Shape shape;
-    DType dtype = DType::f32;       // as the op sees it (bf16 inputs are f32 here on the CPU)
-    DType grad_dtype = DType::f32;  // what the engine expects of this input's gradient
+    DType given = DType::f32;   // of the tensor
+    DType dtype = DType::f32;   // as the op sees it (bf16 inputs are f32 here on the CPU)
+    DType wanted = DType::f32;  // of this input's gradient: what the engine adds up
     Device device;
     bool needs_grad = false;
     bool present = false;  // false for an optional input that was left out
@@ -35,10 +36,15 @@ class Ctx {
   size_t input_count() const { return inputs_.size(); }
   const Shape& shape_of(size_t input) const { return inputs_[input].shape; }
   DType dtype_of(size_t input) const { return inputs_[input].dtype; }
+  /// Before bf16 and f16 became f32 on the CPU: what an op that rounds its outputs itself rounds them to.
+  DType given_dtype_of(size_t input) const { return inputs_[input].given; }
   Device device_of(size_t input) const { return inputs_[input].device; }
-  /// dtype wanted for this input's gradient: f32 for parameters in mixed precision. An op may return either
-  /// this or dtype_of(input); the engine converts.
-  DType grad_dtype_of(size_t input) const { return inputs_[input].grad_dtype; }
+  /// The dtype in which a gradient of this input is best made: f32 for a parameter of mixed precision, whose
+  /// gradients are added up so, else dtype_of(input). An op may return either; the engine converts.
+  DType grad_dtype_of(size_t input) const {
+    const InputMeta& m = inputs_[input];
+    return m.wanted == DType::f32 && m.dtype != DType::f64 ? DType::f32 : m.dtype;
+  }
   template <class A>
   const A& attrs() const {
     return *std::any_cast<A>(&attrs_);

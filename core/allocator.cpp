@@ -4,7 +4,6 @@
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
-#include <limits>
 #include <map>
 #include <memory>
 #include <mutex>
@@ -30,14 +29,6 @@ constexpr unsigned char kZoneByte = 0xA5;
 
 class HostAllocator : public Allocator {
  public:
-  HostAllocator() {
-#ifdef __GLIBC__
-    // A step frees and takes the same large blocks again and again. Left alone, malloc returns them to the
-    // system each time, and the next use pays for every page anew: a fifth of a small model's training step.
-    mallopt(M_MMAP_MAX, 0);
-    mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
-#endif
-  }
   void* alloc(size_t bytes, Stream) override {
     if (bytes == 0) return nullptr;
     size_t rounded = (bytes + kAlignment - 1) / kAlignment * kAlignment;

@@ -8,7 +8,7 @@ namespace occam {
 /// The choices that this process has made or found for a device; null where nothing is measured, as on a CPU.
 Json measured_choices(Device device);
 /// Takes them from now on. False, and nothing happens, when they were made on another kind of device or for
-/// another version of its libraries. Throws nlohmann's exceptions on what measured_choices() does not give.
+/// another version of its libraries. Throws Error{input} for what measured_choices() does not give.
 bool restore_choices(Device device, const Json& choices);
 
 }  // namespace occam

@@ -145,6 +145,8 @@ void matrix_product(const Product& p, const void* a, const void* b, void* d) {
     OCCAM_ON_CUDA(cuda::gemm(gemm_args(p, a, b, d), current_stream(p.device).handle));
     return;
   }
+  OCCAM_CHECK(p.dtype_d == p.dtype_ab, ErrorKind::internal, "matrix product of {} into {} on the CPU",
+              name_of(p.dtype_ab), name_of(p.dtype_d));
   int64_t lda = p.lda ? p.lda : p.trans_a ? p.m : p.k, ldb = p.ldb ? p.ldb : p.trans_b ? p.k : p.n;
   int64_t ldd = p.ldd ? p.ldd : p.n;
   for (int64_t size : {p.m, p.n, p.k, lda, ldb, ldd})

@@ -12,6 +12,10 @@
 #include <cstdlib>
 #include <nlohmann/json.hpp>
 
+#ifdef __GLIBC__
+#include <malloc.h>
+#endif
+
 #include "apps/common/environment.h"
 #include "apps/common/yaml.h"
 #include "core/check.h"
@@ -204,8 +208,19 @@ static void restart_with_short_spin(char** argv) {
   execv(std::filesystem::read_symlink("/proc/self/exe", unknown).c_str(), argv);
 }
 
+/// A step frees and takes the same large blocks again and again. Left alone, malloc returns them to the
+/// system each time, and the next use pays for every page anew. A program may choose that for all of its
+/// memory, a library may not.
+static void keep_large_blocks() {
+#ifdef __GLIBC__
+  mallopt(M_MMAP_MAX, 0);
+  mallopt(M_TRIM_THRESHOLD, std::numeric_limits<int>::max());
+#endif
+}
+
 int run_app(int argc, char** argv, const AppInfo& info, const Steps& steps) {
   restart_with_short_spin(argv);
+  keep_large_blocks();
   install_signals();
   int code = 1;
   std::string message;

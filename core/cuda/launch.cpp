@@ -42,6 +42,13 @@ const DeviceLimits& device_limits() {
   return limits.at(size_t(device));
 }
 
+unsigned grid_of_blocks(int64_t blocks) {
+  if (blocks > kMaxGridX)
+    fail(ErrorKind::shape,
+         fmt::format("{} blocks for one kernel: a GPU takes {}; use a smaller batch", blocks, kMaxGridX));
+  return unsigned(blocks);
+}
+
 void allow_shared_memory(const void* kernel, const char* name, int64_t bytes) {
   const DeviceLimits& limits = device_limits();
   if (bytes > limits.shared_bytes_opt_in)

@@ -43,6 +43,9 @@ inline unsigned grid_for(int64_t items, int threads_per_block, int blocks_per_sm
 /// may see more rows loops `for (int64_t row = blockIdx.x; row < rows; row += gridDim.x)`.
 inline unsigned grid_of_rows(int64_t rows) { return unsigned(std::clamp<int64_t>(rows, 1, kMaxGridX)); }
 
+/// Blocks of a kernel that does not loop. Throws Error{shape} when a grid has no room for so many.
+unsigned grid_of_blocks(int64_t blocks);
+
 /// Lets `kernel` be launched with `bytes` of dynamic shared memory; needed above
 /// device_limits().shared_bytes. Throws Error{device} when the device has less.
 void allow_shared_memory(const void* kernel, const char* name, int64_t bytes);

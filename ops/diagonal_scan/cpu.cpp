@@ -72,7 +72,7 @@ OCCAM_VECTORIZED void step_back(const T* p0, const T* p1, const T* p2, const T* 
 
 /// Calls fn(image, head, direction, first channel, channels) for every task.
 template <class Fn>
-void for_each_task(const ScanShape& s, const Fn& fn) {
+void for_each_task(const DiagonalScanShape& s, const Fn& fn) {
   int64_t blocks = (s.w + kBlock - 1) / kBlock, tasks = s.b * s.h * 2 * blocks;
 #pragma omp parallel for schedule(static) if (s.chains() * s.t > 4096)
   for (int64_t task = 0; task < tasks; ++task) {
@@ -87,7 +87,7 @@ template <class T>
 struct Bias {
   T zero[kBlock] = {};
   const T* part[3] = {zero, zero, zero};
-  Bias(const T* bias, int parts, const ScanShape& s, int64_t head, int64_t direction, int64_t first) {
+  Bias(const T* bias, int parts, const DiagonalScanShape& s, int64_t head, int64_t direction, int64_t first) {
     for (int i = 0; bias != nullptr && i < parts; ++i)
       part[i] = bias + ((direction * s.h + head) * parts + i) * s.w + first;
   }
@@ -95,7 +95,7 @@ struct Bias {
 
 template <Cell kCell, class T>
 void forward(const DiagonalScan<T>& a) {
-  const ScanShape s = a.s;
+  const DiagonalScanShape s = a.s;
   for_each_task(s, [&](int64_t image, int64_t head, int64_t direction, int64_t first, int64_t width) {
     const Bias<T> bias(a.bias, parts_of(kCell), s, head, direction, first);
     T h[kBlock] = {};
@@ -110,7 +110,7 @@ void forward(const DiagonalScan<T>& a) {
 
 template <Cell kCell, class T>
 void backward(const DiagonalScanBackward<T>& a) {
-  const ScanShape s = a.s;
+  const DiagonalScanShape s = a.s;
   for_each_task(s, [&](int64_t image, int64_t head, int64_t direction, int64_t first, int64_t width) {
     const Bias<T> bias(a.bias, parts_of(kCell), s, head, direction, first);
     constexpr bool kThree = parts_of(kCell) > 2;

@@ -35,7 +35,7 @@ struct Place {
   int64_t segment, chain, channel, row, row_step, first, last;  // positions [first, last) in scan order
   int64_t bias;                                                 // (direction h + head) w + channel
   bool valid;
-  __device__ __forceinline__ Place(const ScanShape& s, const Segments& segments) {
+  __device__ __forceinline__ Place(const DiagonalScanShape& s, const Segments& segments) {
     const int64_t vectors = s.chains() / kV, thread = int64_t(blockIdx.x) * kThreads + threadIdx.x;
     valid = thread < vectors * segments.count;
     segment = thread / vectors, chain = thread % vectors * kV;
@@ -167,13 +167,13 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-Segments segments_of(const ScanShape& s) {
+Segments segments_of(const DiagonalScanShape& s) {
   return cut(s.t, s.chains() / 2, int64_t(device_limits().sm_count) * kThreadsWanted, 8);
 }
 
 /// Two channels a thread where all rows allow it.
 template <class T, class... Pointers>
-bool in_pairs(const ScanShape& s, int64_t stride, const Pointers*... pointers) {
+bool in_pairs(const DiagonalScanShape& s, int64_t stride, const Pointers*... pointers) {
   return s.w % 2 == 0 && stride % 2 == 0 &&
          ((reinterpret_cast<uintptr_t>(pointers) % (2 * sizeof(T)) == 0) && ...);
 }
@@ -184,7 +184,7 @@ void launch(const Args& a, bool pairs, float* workspace, void* stream, const cha
             void (*one)(Args, Segments, SegmentSums, bool), void (*two)(Args, Segments, SegmentSums, bool)) {
   const Segments segments = segments_of(a.s);
   const int64_t chains = a.s.chains(), threads = segments.count * chains / (pairs ? 2 : 1);
-  const unsigned blocks = unsigned(div_up<int64_t>(threads, kThreads));
+  const unsigned blocks = grid_of_blocks(div_up<int64_t>(threads, kThreads));
   const SegmentSums sums{workspace, workspace + segments.count * chains};
   auto kernel = pairs ? two : one;
   for (bool sums_only : {true, false}) {
@@ -209,7 +209,7 @@ void backward(const DiagonalScanBackward<T>& a, float* workspace, void* stream) 
 
 }  // namespace
 
-int64_t diagonal_scan_workspace(const ScanShape& s) {
+int64_t diagonal_scan_workspace(const DiagonalScanShape& s) {
   const Segments segments = segments_of(s);
   return segments.count > 1 ? 2 * segments.count * s.chains() : 0;
 }

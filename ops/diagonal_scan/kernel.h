@@ -9,7 +9,7 @@ namespace occam::kernels {
 enum class Cell : int { plain, min_gru, min_lstm };
 constexpr int parts_of(Cell cell) { return cell == Cell::min_lstm ? 3 : 2; }
 
-struct ScanShape {
+struct DiagonalScanShape {
   int64_t b = 0, t = 0, h = 0, w = 0;
   OCCAM_HD int64_t chains() const { return b * h * 2 * w; }
 };
@@ -19,7 +19,7 @@ struct ScanShape {
 template <class T>
 struct DiagonalScan {
   Cell cell = Cell::plain;
-  ScanShape s;
+  DiagonalScanShape s;
   const T* part[3] = {};
   int64_t stride = 0;
   const T* bias = nullptr;
@@ -30,7 +30,7 @@ struct DiagonalScan {
 template <class T>
 struct DiagonalScanBackward {
   Cell cell = Cell::plain;
-  ScanShape s;
+  DiagonalScanShape s;
   const T* part[3] = {};
   int64_t stride = 0;
   const T* bias = nullptr;
@@ -41,7 +41,7 @@ struct DiagonalScanBackward {
 /// Gates and scan in one: x [b,t,h,64], weights [2,h,parts 64,64], bias [2,h,parts 64], y [b,t,h,2,64].
 struct HeadScan {
   Cell cell = Cell::min_gru;
-  ScanShape s;
+  DiagonalScanShape s;
   const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr;
   bf16* y = nullptr;
 };
@@ -50,7 +50,7 @@ struct HeadScan {
 /// null).
 struct HeadProjection {
   Cell cell = Cell::min_gru;
-  ScanShape s;
+  DiagonalScanShape s;
   const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr, *project = nullptr, *project_bias = nullptr;
   bf16* y = nullptr;  // [b,t,h,64]
 };
@@ -61,7 +61,7 @@ template <class T>
 void diagonal_scan_bwd_cpu(const DiagonalScanBackward<T>& a);
 
 /// Floats of workspace that the scans of this shape need; 0 when one pass does.
-int64_t diagonal_scan_workspace(const ScanShape& s);
+int64_t diagonal_scan_workspace(const DiagonalScanShape& s);
 template <class T>
 void diagonal_scan_fwd(const DiagonalScan<T>& a, float* workspace, void* stream);
 template <class T>
@@ -69,7 +69,7 @@ void diagonal_scan_bwd(const DiagonalScanBackward<T>& a, float* workspace, void*
 
 /// False when the device or the pointers do not allow it (64 wide only): then products and scan run apart.
 bool head_scan_fits(const HeadScan& a);
-int64_t head_scan_workspace(const ScanShape& s);
+int64_t head_scan_workspace(const DiagonalScanShape& s);
 void head_scan_fwd(const HeadScan& a, float* workspace, void* stream);
 /// False as well when there are too few images for a block on every multiprocessor.
 bool head_scan_project_fits(const HeadProjection& a);

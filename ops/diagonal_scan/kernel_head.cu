@@ -144,12 +144,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks)
     }
 }
 
-int64_t blocks_of(const ScanShape& s, int64_t segments) {
+int64_t blocks_of(const DiagonalScanShape& s, int64_t segments) {
   return s.h * 2 * div_up<int64_t>(s.b * segments, kUnits);
 }
 
 /// Four blocks fit on a multiprocessor.
-Segments segments_of(const ScanShape& s) {
+Segments segments_of(const DiagonalScanShape& s) {
   const int64_t multiprocessors = device_limits().sm_count;
   if (blocks_of(s, 1) >= multiprocessors) return {1, s.t};
   return cut(s.t, s.b * s.h * 2, 2 * multiprocessors * kUnits, kPositions);
@@ -160,7 +160,7 @@ void launch(const HeadScan& a, float* workspace, void* stream) {
   constexpr int kTiles = Cell::kParts == 2 ? 4 : 2, kBytes = kStages * kStageBytes;
   const Segments segments = segments_of(a.s);
   const SegmentSums sums{workspace, workspace + segments.count * a.s.chains()};
-  const unsigned blocks = unsigned(blocks_of(a.s, segments.count));
+  const unsigned blocks = grid_of_blocks(blocks_of(a.s, segments.count));
   if (segments.count > 1) {
     head_scan_fwd_mma<Cell, kTiles, 3, true>
         <<<blocks, kThreads, kBytes, as_stream(stream)>>>(a, segments, sums);
@@ -178,7 +178,7 @@ bool head_scan_fits(const HeadScan& a) {
          a.s.chains() * a.s.t < int64_t(1) << 40 && aligned16(a.x, a.weight, a.bias, a.y);
 }
 
-int64_t head_scan_workspace(const ScanShape& s) {
+int64_t head_scan_workspace(const DiagonalScanShape& s) {
   const Segments segments = segments_of(s);
   return segments.count > 1 ? 2 * segments.count * s.chains() : 0;
 }

@@ -157,7 +157,7 @@ template <class Cell>
 void launch(const HeadProjection& a, void* stream) {
   auto kernel = head_scan_project_mma<Cell>;
   allow_shared(kernel, "head_scan_project_mma", kBytes);
-  kernel<<<unsigned(a.s.h * div_up<int64_t>(a.s.b, kUnits)), kThreads, kBytes, as_stream(stream)>>>(a);
+  kernel<<<grid_of_blocks(a.s.h * div_up<int64_t>(a.s.b, kUnits)), kThreads, kBytes, as_stream(stream)>>>(a);
   check_launch("head_scan_project_mma", stream);
 }
 

@@ -12,7 +12,7 @@ namespace occam {
 namespace {
 
 using kernels::Cell;
-using kernels::ScanShape;
+using kernels::DiagonalScanShape;
 
 Cell kernel_cell(GatedCell cell) { return cell == GatedCell::min_gru ? Cell::min_gru : Cell::min_lstm; }
 
@@ -59,7 +59,7 @@ struct DiagonalScanOp {
   static constexpr OpInfo info{.name = "diagonal_scan",
                                .contract = "a: b t h 2 w, b: b t h 2 w -> b t h 2 w"};
 
-  static ScanShape sizes(const Shape& a) { return {a[0], a[1], a[2], a[4]}; }
+  static DiagonalScanShape sizes(const Shape& a) { return {a[0], a[1], a[2], a[4]}; }
   static Outs forward(Ctx& c, In in, const Attrs&) {
     const Tensor &a = in[0], &b = in[1];
     Tensor y = empty_like(a);
@@ -98,7 +98,7 @@ struct GatedScanOp {
                                .contract = "gates: b t h 2 g -> b t h o",
                                .hint = "g = k w: k gates, each as wide as the state"};
 
-  static ScanShape sizes(const Shape& gates, GatedCell cell) {
+  static DiagonalScanShape sizes(const Shape& gates, GatedCell cell) {
     const int64_t k = gates_of(cell);
     OCCAM_CHECK(gates[4] % k == 0, ErrorKind::shape,
                 "gated_scan: gates {} do not divide into {} of one width", gates.str(), k);
@@ -106,7 +106,7 @@ struct GatedScanOp {
   }
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor& gates = in[0];
-    const ScanShape s = sizes(gates.shape(), attrs.cell);
+    const DiagonalScanShape s = sizes(gates.shape(), attrs.cell);
     Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(gates));
     dispatch(gates, [&]<class T>() {
       kernels::DiagonalScan<T> a{.cell = kernel_cell(attrs.cell), .s = s, .y = y.data<T>()};
@@ -143,7 +143,7 @@ struct HeadGatedScanOp {
                                .bound = Bound::compute,
                                .hint = "g = k w: k gates, each as wide as the state"};
 
-  static ScanShape sizes(const Shape& x, const Shape& w, GatedCell cell) {
+  static DiagonalScanShape sizes(const Shape& x, const Shape& w, GatedCell cell) {
     const int64_t k = gates_of(cell);
     OCCAM_CHECK(
         w[2] % k == 0 && x[3] > 0 && w[2] > 0, ErrorKind::shape,
@@ -175,7 +175,7 @@ struct HeadGatedScanOp {
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor &x = in[0], &w = in[1], &bias = in[2];
-    const ScanShape s = sizes(x.shape(), w.shape(), attrs.cell);
+    const DiagonalScanShape s = sizes(x.shape(), w.shape(), attrs.cell);
     Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x));
     c.save({x, w, bias, y});
     if (y.numel() == 0) return {y};
@@ -201,7 +201,7 @@ struct HeadGatedScanOp {
   static Grads backward(Ctx& c, GradsOut gy) {
     Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), y = c.saved(3);
     const GatedCell cell = c.attrs<Attrs>().cell;
-    const ScanShape s = sizes(x.shape(), w.shape(), cell);
+    const DiagonalScanShape s = sizes(x.shape(), w.shape(), cell);
     const int64_t rows = s.b * s.t, i = x.size(3), g = w.size(2);
     Tensor gates = products(x, w);  // becomes its own gradient
     dispatch(x, [&]<class T>() {
@@ -231,9 +231,7 @@ struct HeadGatedScanOp {
                        raw::select(gates, 3, r).data_ptr(), raw::select(w, 0, r).data_ptr(),
                        grads[0].data_ptr());
     }
-    auto parameter_dtype = [&](size_t n) {
-      return c.grad_dtype_of(n) == DType::f32 ? DType::f32 : x.dtype();
-    };
+    auto parameter_dtype = [&](size_t n) { return c.grad_dtype_of(n); };
     if (c.needs(1)) {
       grads[1] = empty(w.shape(), {parameter_dtype(1), x.device()});
       if (rows == 0) grads[1].zero_();
@@ -282,7 +280,7 @@ struct HeadGatedScanProject {
 
   static Outs forward(Ctx&, In in, const Attrs& attrs) {
     const Tensor &x = in[0], &w = in[1], &bias = in[2], &project = in[3], &project_bias = in[4];
-    const ScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), attrs.cell);
+    const DiagonalScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), attrs.cell);
     if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 && project.size(1) == 64 &&
         project.size(2) == 128 && x.numel() > 0) {
       Tensor y = empty(x.shape(), options_of(x));

@@ -277,7 +277,7 @@ OP_SPEC(diagonal_scan) {
   project("2x5x3x4x3x2", GatedCell::min_gru, 2, 5, 3, 4, 3, 2, true).small();
   project("2x3x1x2x2x2", GatedCell::min_lstm, 2, 3, 1, 2, 2, 2, false).small();
   project("6x16x66x64x64x64", GatedCell::min_gru, 6, 16, 66, 64, 64, 64, true).no_gradient();
-  project("2x21x66x64x64x64", GatedCell::min_lstm, 2, 21, 66, 64, 64, 64, false).no_gradient();
+  project("2x21x132x64x64x64", GatedCell::min_lstm, 2, 21, 132, 64, 64, 64, false).no_gradient();
   project("1x32x132x64x64x64", GatedCell::min_gru, 1, 32, 132, 64, 64, 64, true).no_gradient();
 
   spec.bad(

@@ -87,7 +87,7 @@ struct GroupedLinear {
                      g.data_ptr(), w.data_ptr(), grads[0].data_ptr());
     }
     if (c.needs(1)) {  // gw = gy^T x
-      DType dtype = c.grad_dtype_of(1) == DType::f32 ? DType::f32 : g.dtype();
+      DType dtype = c.grad_dtype_of(1);
       grads[1] = empty(c.shape_of(1), {dtype, g.device()});
       if (s.rows == 0)
         grads[1].zero_();
@@ -107,9 +107,7 @@ struct GroupedLinear {
                         .stride_d = s.out * s.in},
                        g.data_ptr(), x.data_ptr(), grads[1].data_ptr());
     }
-    if (c.needs(2))
-      grads[2] =
-          raw::sum_to_shape(g, c.shape_of(2), c.grad_dtype_of(2) == DType::f32 ? DType::f32 : g.dtype());
+    if (c.needs(2)) grads[2] = raw::sum_to_shape(g, c.shape_of(2), c.grad_dtype_of(2));
     return grads;
   }
 

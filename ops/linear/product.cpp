@@ -148,15 +148,14 @@ GeluGradient input_gradient_gelu(const Tensor& g, const Tensor& w, const Tensor&
 
 ParameterGradients parameter_gradients(const Tensor& g, const Tensor& x, const ParameterWants& wants) {
   const int64_t n = g.size(-1), rows = rows_of(g);
-  auto dtype_for = [&](DType wanted) { return wanted == DType::f32 ? DType::f32 : g.dtype(); };
   ParameterGradients out;
   if (!wants.w && !wants.b) return out;
   Product p = product_like(g);
-  p.dtype_d = dtype_for(wants.w ? wants.w_dtype : wants.b_dtype);
+  p.dtype_d = wants.w ? wants.w_dtype : wants.b_dtype;
   p.trans_a = true;
   p.m = n, p.n = x.size(-1), p.k = rows;
   Tensor w = empty({p.m, p.n}, {p.dtype_d, g.device()});
-  if (wants.b && p.dtype_d == dtype_for(wants.b_dtype)) {
+  if (wants.b && p.dtype_d == wants.b_dtype) {
     out.b = empty({n}, {p.dtype_d, g.device()});
     p.row_sums = out.b.data_ptr();
     if (!product_fuses(p, g.data_ptr(), x.data_ptr(), w.data_ptr())) p.row_sums = nullptr;
@@ -167,7 +166,7 @@ ParameterGradients parameter_gradients(const Tensor& g, const Tensor& x, const P
   else if (wants.w || p.row_sums != nullptr)
     matrix_product(p, g.data_ptr(), x.data_ptr(), w.data_ptr());
   if (wants.w) out.w = w;
-  if (wants.b && p.row_sums == nullptr) out.b = sum_to_shape(g, {n}, dtype_for(wants.b_dtype));
+  if (wants.b && p.row_sums == nullptr) out.b = sum_to_shape(g, {n}, wants.b_dtype);
   return out;
 }
 

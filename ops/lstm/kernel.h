@@ -6,13 +6,8 @@
 
 namespace occam::kernels {
 
-/// Of a GRU the rows of a unit are r, u, the new state's part of x and its part of h (with zero weights of h
-/// and of x): n = tanh(z2 + r z3), h = (1 - u) n + u h_{t-1}; it has no cells.
-enum class Cell { lstm, gru };
-
 struct LstmShape {
   int64_t b = 0, t = 0, h = 0, w = 0;
-  Cell cell = Cell::lstm;
 };
 
 /// T: storage of weights, outputs, cells and their gradients; A: of the gates (f32 for f32 and bf16).

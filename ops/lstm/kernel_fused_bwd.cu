@@ -316,7 +316,8 @@ void launch(const LstmFusedBackward& a, void* stream) {
 
 int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   if (width != kWidth || a.s.w != kWidth || !aligned16(a.x, a.w_ih, a.w_hh, a.y, a.cells, a.gy)) return 0;
-  if (device_limits().capability != 90) return 0;
+  if (device_limits().capability != 90 || !tensor_maps_supported()) return 0;
+  if (2 * a.s.h > 65535 || a.s.t > 1 << 30 || a.s.b > 1 << 30) return 0;  // grid.y; coordinates
   static const bool built = [] {
     cudaFuncAttributes attributes;
     OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<8>));

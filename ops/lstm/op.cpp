@@ -149,7 +149,7 @@ struct LstmOp {
     }
     for (size_t i : {3, 4})
       if (c.needs(i)) {
-        DType dtype = c.grad_dtype_of(i) == DType::f32 ? DType::f32 : x.dtype();
+        DType dtype = c.grad_dtype_of(i);
         Tensor rows = raw::reshape(g_gates, {2, s.h, s.b * s.t, 4 * s.w});
         grads[i] = raw::reshape(raw::sum_to_shape(rows, {2, s.h, 1, 4 * s.w}, dtype), c.shape_of(i));
       }
@@ -236,8 +236,7 @@ struct LstmOp {
   }
 
   static Tensor weight_grad(Ctx& c, size_t i, const Tensor& g_gates) {
-    Tensor g = empty(c.shape_of(i),
-                     {c.grad_dtype_of(i) == DType::f32 ? DType::f32 : g_gates.dtype(), g_gates.device()});
+    Tensor g = empty(c.shape_of(i), {c.grad_dtype_of(i), g_gates.device()});
     if (g_gates.numel() == 0) g.zero_();
     return g;
   }

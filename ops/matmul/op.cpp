@@ -118,17 +118,16 @@ struct Matmul {
     bool ta = attrs.transpose_a, tb = attrs.transpose_b;
     Tensor g = gy[0];
     Shape batch = batch_of(g.shape());
-    auto dtype_for = [&](size_t i) { return c.grad_dtype_of(i) == DType::f32 ? DType::f32 : g.dtype(); };
     Grads grads(2);
     if (c.needs(0)) {  // g b^T; stored transposed, b g^T
       Tensor b = c.saved(1);
-      grads[0] = ta ? product_summed_to(sa, {b, tb}, {g, true}, batch, dtype_for(0))
-                    : product_summed_to(sa, {g, false}, {b, !tb}, batch, dtype_for(0));
+      grads[0] = ta ? product_summed_to(sa, {b, tb}, {g, true}, batch, c.grad_dtype_of(0))
+                    : product_summed_to(sa, {g, false}, {b, !tb}, batch, c.grad_dtype_of(0));
     }
     if (c.needs(1)) {  // a^T g; stored transposed, g^T a
       Tensor a = c.saved(0);
-      grads[1] = tb ? product_summed_to(sb, {g, true}, {a, ta}, batch, dtype_for(1))
-                    : product_summed_to(sb, {a, !ta}, {g, false}, batch, dtype_for(1));
+      grads[1] = tb ? product_summed_to(sb, {g, true}, {a, ta}, batch, c.grad_dtype_of(1))
+                    : product_summed_to(sb, {a, !ta}, {g, false}, batch, c.grad_dtype_of(1));
     }
     return grads;
   }

@@ -60,7 +60,7 @@ __device__ inline float scan_block_sum(float value, float* scratch) {
 /// denominator is wanted.
 template <class T>
 struct ScanBlock {
-  ScanShape s;
+  MatrixScanShape s;
   int w, size;  // columns of v; most tokens of a chunk
   int64_t image, direction, head, first = 0;
   int count = 0;
@@ -69,10 +69,10 @@ struct ScanBlock {
   __device__ int row() const { return int(s.n) + 1; }  // leading dimensions: odd, against bank conflicts
   __device__ int wide() const { return w | 1; }
   __device__ int square() const { return size + 1; }
-  static OCCAM_HD int64_t floats(const ScanShape& s, int w, int size) {
+  static OCCAM_HD int64_t floats(const MatrixScanShape& s, int w, int size) {
     return 2 * size * (s.n + 1) + (size + s.n) * (w | 1) + 2 * size * (size + 1) + 4 * size;
   }
-  __device__ ScanBlock(const ScanShape& shape, int columns, int chunk, float* shared)
+  __device__ ScanBlock(const MatrixScanShape& shape, int columns, int chunk, float* shared)
       : s(shape), w(columns), size(chunk) {
     image = blockIdx.x / s.h / 2, direction = blockIdx.x / s.h % 2, head = blockIdx.x % s.h;
     q = shared, k = q + size * row(), v = k + size * row(), state = v + size * wide();

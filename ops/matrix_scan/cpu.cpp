@@ -64,11 +64,11 @@ OCCAM_VECTORIZED T dot(const T* a, const T* b, int64_t count) {
 /// behind them where a denominator is wanted.
 template <class T>
 struct Chunk {
-  ScanShape s;
+  MatrixScanShape s;
   int64_t w = 0, image = 0, direction = 0, head = 0, first = 0, count = 0;
   std::vector<T> q, k, v, lower, in, out, scale, log_decay, scores, weights, scaled;
 
-  Chunk(const ScanShape& shape, int64_t columns)
+  Chunk(const MatrixScanShape& shape, int64_t columns)
       : s(shape),
         w(columns),
         q(size_t(kChunk * s.n)),
@@ -132,7 +132,7 @@ struct Chunk {
 
 template <class T>
 void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int64_t w = s.p + (a.floor != nullptr ? 1 : 0), tasks = s.b * s.h * s.outputs();
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < tasks; ++task) {
@@ -176,7 +176,7 @@ void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
 
 template <class T>
 void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int64_t w = s.p + (a.floor != nullptr ? 1 : 0), chunks = (s.t + kChunk - 1) / kChunk;
   std::fill_n(a.gq, s.b * s.t * 2 * s.g * s.n, T(0));
   std::fill_n(a.gk, s.b * s.t * 2 * s.g * s.n, T(0));

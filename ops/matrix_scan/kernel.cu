@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kScanThreads)
 /// y = num / max(|den|, floor) + skip v, a warp for each (image, token, head, output).
 template <class T>
 __global__ void matrix_scan_fwd_finish(MatrixScanForward<T, float> a, const float* num, int w) {
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int64_t e = s.outputs(), rows = s.b * s.t * s.h * e, warps = int64_t(gridDim.x) * (blockDim.x / 32);
   for (int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; row < rows; row += warps) {
     const int64_t out = row % e, head = row / e % s.h, token = row / e / s.h % s.t,
@@ -66,7 +66,7 @@ __global__ void matrix_scan_fwd_finish(MatrixScanForward<T, float> a, const floa
 /// gnum [b,e,h,t,w]: gradients of num and, behind them, of den. A warp for each (image, token, head, output).
 template <class T>
 __global__ void matrix_scan_bwd_start(MatrixScanBackward<T, float> a, float* gnum, int w) {
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int64_t e = s.outputs(), rows = s.b * s.t * s.h * e, warps = int64_t(gridDim.x) * (blockDim.x / 32);
   for (int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; row < rows; row += warps) {
     const int64_t out = row % e, head = row / e % s.h, token = row / e / s.h % s.t,
@@ -98,7 +98,7 @@ __global__ void __launch_bounds__(kScanThreads)
     matrix_scan_bwd_chunks(MatrixScanBackward<T, float> a, BackwardScratch scratch, int w, int chunk) {
   extern __shared__ float shared[];
   ScanBlock<T> c(a.s, w, chunk, shared);
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int n = int(s.n), p = int(s.p), wide = c.wide(), row = c.row(), square = c.square();
   const int chunks = int(div_up<int64_t>(s.t, chunk)), state_floats = n * wide;
   float* gnum = shared + ScanBlock<T>::floats(s, w, chunk);
@@ -212,7 +212,8 @@ __global__ void __launch_bounds__(kScanThreads)
 
 /// gq and gk of a group are the sums over its heads.
 template <class T>
-__global__ void matrix_scan_bwd_groups(ScanShape s, const float* from_q, const float* from_k, T* gq, T* gk) {
+__global__ void matrix_scan_bwd_groups(MatrixScanShape s, const float* from_q, const float* from_k, T* gq,
+                                       T* gk) {
   const int64_t heads = s.h / s.g;
   OCCAM_GRID_LOOP(i, s.b * s.t * 2 * s.g * s.n) {
     const float *q = from_q + i / s.n * heads * s.n + i % s.n, *k = from_k + i / s.n * heads * s.n + i % s.n;
@@ -222,13 +223,13 @@ __global__ void matrix_scan_bwd_groups(ScanShape s, const float* from_q, const f
   }
 }
 
-int columns(const ScanShape& s, bool normed) { return int(s.p) + (normed ? 1 : 0); }
-int64_t backward_floats(const ScanShape& s, int w, int chunk) {
+int columns(const MatrixScanShape& s, bool normed) { return int(s.p) + (normed ? 1 : 0); }
+int64_t backward_floats(const MatrixScanShape& s, int w, int chunk) {
   return ScanBlock<float>::floats(s, w, chunk) + (chunk + s.n) * (w | 1) + chunk * (chunk + 1) +
          chunk * (s.n + 1) + 3 * chunk + kScanThreads / 32;
 }
 /// Tokens of a chunk: the most for which the way back fits into shared memory.
-int chunk_of(const ScanShape& s, int w) {
+int chunk_of(const MatrixScanShape& s, int w) {
   int chunk = 32;
   while (chunk > 1 && 4 * backward_floats(s, w, chunk) > device_limits().shared_bytes_opt_in) chunk /= 2;
   return chunk;
@@ -236,7 +237,7 @@ int chunk_of(const ScanShape& s, int w) {
 
 }  // namespace
 
-bool matrix_scan_fits(const ScanShape& s, bool normed) {
+bool matrix_scan_fits(const MatrixScanShape& s, bool normed) {
   return 4 * backward_floats(s, columns(s, normed), 1) <= device_limits().shared_bytes_opt_in;
 }
 
@@ -257,7 +258,7 @@ template <class T>
 int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a) {
   if constexpr (std::is_same_v<T, bf16>)
     if (fits_window_bwd(a)) return 0;
-  const ScanShape& s = a.s;
+  const MatrixScanShape& s = a.s;
   const int w = columns(s, a.floor != nullptr);
   const int64_t lines = s.b * 2 * s.h, chunks = div_up<int64_t>(s.t, chunk_of(s, w));
   return lines * (s.t * w + chunks * s.n * (w | 1) + 2 * s.t * s.n);
@@ -271,7 +272,7 @@ void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void*
   const int64_t bytes = 4 * ScanBlock<T>::floats(a.s, w, chunk), lines = a.s.b * 2 * a.s.h;
   allow_shared(matrix_scan_fwd_chunks<T>, "matrix_scan_fwd_chunks", bytes);
   matrix_scan_fwd_chunks<T>
-      <<<unsigned(lines), kScanThreads, size_t(bytes), as_stream(stream)>>>(a, scratch, w, chunk);
+      <<<grid_of_blocks(lines), kScanThreads, size_t(bytes), as_stream(stream)>>>(a, scratch, w, chunk);
   check_launch("matrix_scan_fwd_chunks", stream);
   const int64_t rows = a.s.b * a.s.t * a.s.h * a.s.outputs();
   matrix_scan_fwd_finish<T><<<grid_for(rows * 32, 256), 256, 0, as_stream(stream)>>>(a, scratch, w);
@@ -282,7 +283,7 @@ template <class T>
 void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void* stream) {
   if constexpr (std::is_same_v<T, bf16>)
     if (fits_window_bwd(a)) return window_bwd(a, stream);
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int w = columns(s, a.floor != nullptr), chunk = chunk_of(s, w);
   const int64_t lines = s.b * 2 * s.h, states = lines * div_up<int64_t>(s.t, chunk) * s.n * (w | 1);
   BackwardScratch parts;
@@ -294,7 +295,7 @@ void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void
   const int64_t bytes = 4 * backward_floats(s, w, chunk);
   allow_shared(matrix_scan_bwd_chunks<T>, "matrix_scan_bwd_chunks", bytes);
   matrix_scan_bwd_chunks<T>
-      <<<unsigned(lines), kScanThreads, size_t(bytes), as_stream(stream)>>>(a, parts, w, chunk);
+      <<<grid_of_blocks(lines), kScanThreads, size_t(bytes), as_stream(stream)>>>(a, parts, w, chunk);
   check_launch("matrix_scan_bwd_chunks", stream);
   matrix_scan_bwd_groups<T><<<grid_for(s.b * s.t * 2 * s.g * s.n, 256), 256, 0, as_stream(stream)>>>(
       s, parts.gq, parts.gk, a.gq, a.gk);

@@ -6,7 +6,7 @@
 
 namespace occam::kernels {
 
-struct ScanShape {
+struct MatrixScanShape {
   int64_t b = 0, t = 0, g = 0, h = 0, n = 0, p = 0;
   bool merge = false;
   OCCAM_HD int64_t outputs() const { return merge ? 1 : 2; }  // e
@@ -22,7 +22,7 @@ struct ScanView {
 /// T: storage of q, k, v, y; A: of everything else (f32 for f32 and bf16).
 template <class T, class A>
 struct MatrixScanForward {
-  ScanShape s;
+  MatrixScanShape s;
   ScanView<T> q, k, v;
   const A* log_decay = nullptr;  // [b,t,2,h]
   const A* scale = nullptr;      // [b,t,2,h] or null
@@ -36,7 +36,7 @@ struct MatrixScanForward {
 /// written.
 template <class T, class A>
 struct MatrixScanBackward {
-  ScanShape s;
+  MatrixScanShape s;
   ScanView<T> q, k, v;
   const A *log_decay = nullptr, *scale = nullptr, *skip = nullptr, *floor = nullptr, *den = nullptr;
   const T *y = nullptr, *gy = nullptr;
@@ -53,7 +53,7 @@ template <class T>
 void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a);
 
 /// Can the device's shared memory hold two states of n x p?
-bool matrix_scan_fits(const ScanShape& s, bool normed);
+bool matrix_scan_fits(const MatrixScanShape& s, bool normed);
 /// Floats of scratch memory for the calls below.
 template <class T>
 int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>& a);

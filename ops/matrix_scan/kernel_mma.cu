@@ -33,7 +33,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
     matrix_scan_fwd_window(MatrixScanForward<bf16, float> a, WindowPlan plan) {
   extern __shared__ __align__(128) unsigned char memory[];
   const Layout<kN, kBoth> layout(int(plan.step));
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
 
   int64_t block = blockIdx.x;
@@ -217,7 +217,7 @@ void launch(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, voi
   allow_shared(kernel, "matrix_scan_fwd_window", bytes);
   const int64_t blocks = a.s.b * plan.windows * plan.parts * (kBoth ? 1 : 2 * a.s.g);
   const int threads = int(div_up<int64_t>(plan.step, 32)) * 32;
-  kernel<<<unsigned(blocks), threads, size_t(bytes), as_stream(stream)>>>(a, plan);
+  kernel<<<grid_of_blocks(blocks), threads, size_t(bytes), as_stream(stream)>>>(a, plan);
   check_launch("matrix_scan_fwd_window", stream);
 }
 
@@ -231,7 +231,7 @@ void launch(const MatrixScanForward<bf16, float>& a, WindowPlan plan, float* scr
 }  // namespace
 
 bool fits_windows(const MatrixScanForward<bf16, float>& a) {
-  const ScanShape& s = a.s;
+  const MatrixScanShape& s = a.s;
   auto whole_pieces = [](const ScanView<bf16>& x) {
     return reinterpret_cast<uintptr_t>(x.data) % 16 == 0 && (x.b | x.t | x.r | x.h) % 8 == 0;
   };

@@ -77,7 +77,7 @@ template <int kN, bool kBoth>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
     matrix_scan_bwd_window(MatrixScanBackward<bf16, float> a, WindowPlan plan) {
   extern __shared__ __align__(128) unsigned char memory[];
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const int64_t heads_of_group = s.h / s.g, e = s.outputs();
 
@@ -383,7 +383,7 @@ void launch(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan, vo
   const int tiles = int(plan.step) / 16, bytes = Layout<kN, kBoth>(tiles).bytes;
   allow_shared(kernel, "matrix_scan_bwd_window", bytes);
   const int64_t blocks = a.s.b * (kBoth ? a.s.h : 2 * a.s.g);
-  kernel<<<unsigned(blocks), (tiles + 1) / 2 * 32, size_t(bytes), as_stream(stream)>>>(a, plan);
+  kernel<<<grid_of_blocks(blocks), (tiles + 1) / 2 * 32, size_t(bytes), as_stream(stream)>>>(a, plan);
   check_launch("matrix_scan_bwd_window", stream);
 }
 

@@ -28,7 +28,7 @@ struct MatrixScanOp {
     Tensor q = rows(in[0]), k = rows(in[1]), v = rows(in[2]);
     const Tensor log_decay = wide(in[3], v), scale = wide(in[4], v), skip = wide(in[5], v),
                  floor = wide(in[6], v);
-    kernels::ScanShape s = sizes(q.shape(), v.shape(), attrs.merge);
+    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), attrs.merge);
     OCCAM_CHECK(s.g > 0 && s.h % s.g == 0 && s.n > 0 && s.p > 0, ErrorKind::shape,
                 "matrix_scan: {} heads of width {} cannot share {} groups of width {}", s.h, s.p, s.g, s.n);
     OCCAM_CHECK(v.size(2) == 1 || v.size(2) == 2, ErrorKind::shape, "matrix_scan: v {} has {} directions",
@@ -64,13 +64,13 @@ struct MatrixScanOp {
     }
     c.save({q, k, v, log_decay, scale, skip, floor, y, den});
     // bf16 on the CPU came as f32 and is rounded once, here.
-    return {v.is_cpu() ? raw::to(y, c.grad_dtype_of(2)) : y};
+    return {v.is_cpu() ? raw::to(y, c.given_dtype_of(2)) : y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor q = c.saved(0), k = c.saved(1), v = c.saved(2), log_decay = c.saved(3), scale = c.saved(4),
            skip = c.saved(5), floor = c.saved(6), y = c.saved(7), den = c.saved(8);
-    kernels::ScanShape s = sizes(q.shape(), v.shape(), c.attrs<Attrs>().merge);
+    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), c.attrs<Attrs>().merge);
     const Tensor gy = raw::contiguous(gy_given[0]);
     auto like = [](const Tensor& t) { return t ? empty_like(t) : t; };
     Tensor gq, gk, gv, glog = like(log_decay), gscale = like(scale), gfloor = like(floor);
@@ -126,10 +126,15 @@ struct MatrixScanOp {
   }
 
  private:
-  static kernels::ScanShape sizes(const Shape& q, const Shape& v, bool merge) {
+  static kernels::MatrixScanShape sizes(const Shape& q, const Shape& v, bool merge) {
     return {v[0], v[1], q[3], v[3], q[4], v[4], merge};
   }
-  static Tensor rows(const Tensor& t) { return t.strides()[4] == 1 ? t : raw::contiguous(t); }
+  /// Rows of numbers side by side. A direction axis without a stride means one direction (view()), so one
+  /// that was expanded is written out.
+  static Tensor rows(const Tensor& t) {
+    const bool expanded = t.size(2) > 1 && t.strides()[2] == 0;
+    return t.strides()[4] == 1 && !expanded ? t : raw::contiguous(t);
+  }
   static Tensor wide(const Tensor& t, const Tensor& v) {
     return t ? raw::contiguous(raw::to(t, v.dtype() == DType::f64 ? DType::f64 : DType::f32)) : t;
   }

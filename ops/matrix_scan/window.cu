@@ -22,7 +22,7 @@ __global__ void __launch_bounds__(kN * 2)
   extern __shared__ __align__(128) unsigned char memory[];
   bf16 *values = reinterpret_cast<bf16*>(memory), *keys = values + kScanWindow * kScanWidth;
   TileGates& gates = *reinterpret_cast<TileGates*>(keys + kScanWindow * kN);
-  const ScanShape s = a.s;
+  const MatrixScanShape s = a.s;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const int64_t line = blockIdx.x / plan.windows, window = blockIdx.x % plan.windows;
   const int64_t head = line % s.h, direction = line / s.h % 2;
@@ -80,7 +80,7 @@ __global__ void __launch_bounds__(kN * 2)
 }
 
 /// Carries states through the windows in the order of the direction; a thread an element.
-__global__ void matrix_scan_carry(ScanShape s, int64_t windows, States to) {
+__global__ void matrix_scan_carry(MatrixScanShape s, int64_t windows, States to) {
   const int64_t width = s.n * (s.p + 1), all = s.b * 2 * s.h * width;
   OCCAM_GRID_LOOP(i, all) {
     const int64_t line = i / width, element = i % width, states = s.n * s.p;
@@ -106,13 +106,14 @@ void launch_states(const MatrixScanForward<bf16, float>& a, const WindowPlan& pl
   const int64_t bytes = kScanWindow * (kN + kScanWidth) * 2 + int64_t(sizeof(TileGates));
   allow_shared(matrix_scan_states<kN>, "matrix_scan_states", bytes);
   matrix_scan_states<kN>
-      <<<unsigned(a.s.b * 2 * a.s.h * plan.windows), kN * 2, size_t(bytes), as_stream(stream)>>>(a, plan, to);
+      <<<grid_of_blocks(a.s.b * 2 * a.s.h * plan.windows), kN * 2, size_t(bytes), as_stream(stream)>>>(
+          a, plan, to);
   check_launch("matrix_scan_states", stream);
 }
 
 }  // namespace
 
-WindowPlan window_plan(const ScanShape& s, bool both) {
+WindowPlan window_plan(const MatrixScanShape& s, bool both) {
   WindowPlan plan;
   plan.both = both;
   plan.step = round_up<int64_t>(div_up<int64_t>(s.t, div_up<int64_t>(s.t, kScanWindow)), 16);
@@ -124,13 +125,13 @@ WindowPlan window_plan(const ScanShape& s, bool both) {
   return plan;
 }
 
-int64_t window_state_floats(const ScanShape& s, const WindowPlan& plan) {
+int64_t window_state_floats(const MatrixScanShape& s, const WindowPlan& plan) {
   const int64_t lines = s.b * 2 * s.h * plan.windows;
   return lines * (s.n * s.p + s.n * s.p / 2 + 2 * s.n + 1);
 }
 
 void window_states(const MatrixScanForward<bf16, float>& a, WindowPlan& plan, float* scratch, void* stream) {
-  const ScanShape& s = a.s;
+  const MatrixScanShape& s = a.s;
   const int64_t lines = s.b * 2 * s.h * plan.windows, state = s.n * s.p;
   States to;
   to.local = scratch, to.in = reinterpret_cast<bf16*>(to.local + lines * state);

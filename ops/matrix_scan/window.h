@@ -15,10 +15,10 @@ struct WindowPlan {
   const float* sums = nullptr;   // [b,2,h,windows,n]: the same of v = 1
 };
 
-WindowPlan window_plan(const ScanShape& s, bool both);
+WindowPlan window_plan(const MatrixScanShape& s, bool both);
 
 /// Floats of scratch for the states of a plan.
-int64_t window_state_floats(const ScanShape& s, const WindowPlan& plan);
+int64_t window_state_floats(const MatrixScanShape& s, const WindowPlan& plan);
 /// Fills in plan.states and plan.sums, in `scratch`.
 void window_states(const MatrixScanForward<bf16, float>& a, WindowPlan& plan, float* scratch, void* stream);
 

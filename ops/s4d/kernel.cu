@@ -287,7 +287,7 @@ __global__ void s4d_parameter_grads_channels(S4dShape s, S4dParameters<T> p, con
 }
 
 unsigned blocks_of(const S4dShape& s, const Cut& cut) {
-  return unsigned(s.b * cut.segments * 2 * div_up<int64_t>(s.c, kChannels));
+  return grid_of_blocks(s.b * cut.segments * 2 * div_up<int64_t>(s.c, kChannels));
 }
 
 /// kernel(a, cut, ends, pass), with a first pass when there are segments.

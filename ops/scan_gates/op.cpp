@@ -112,6 +112,7 @@ struct GateMaximumOp {
     } else {
       dispatch_float(i.dtype(), [&]<class T>() {
         const int64_t width = 2 * s.h;
+#pragma omp parallel for if (i.numel() > 4096)
         for (int64_t line = 0; line < s.b * width; ++line) {
           T now = 0;
           for (int64_t step = 0; step < s.t; ++step) {

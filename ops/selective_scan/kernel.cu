@@ -110,7 +110,7 @@ template <class T, int kStates>
 void launch(const SelectiveScan<T>& a, float* room, float* starts, void* stream) {
   const Cut cut = cut_of(a.s, kTile<kStates>);
   const Sums sums = sums_at(room, a.s, cut);
-  const unsigned blocks = unsigned(a.s.b * cut.segments * 2 * div_up<int64_t>(a.s.c, kChannels));
+  const unsigned blocks = grid_of_blocks(a.s.b * cut.segments * 2 * div_up<int64_t>(a.s.c, kChannels));
   const bool packed = copies_packed<T>(a.s, a.u, a.delta, a.y);
   auto run = [&](ScanPass pass) {
     selective_scan_fwd_tiles<T, kStates>

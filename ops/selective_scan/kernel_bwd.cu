@@ -219,7 +219,7 @@ void launch(const SelectiveScanBackward<T, float>& g, float* workspace, void* st
   float *starts = workspace + room.sums, *vectors = starts + room.starts;
   selective_scan_states(g.forward, workspace, starts, stream);
   const int64_t groups = div_up<int64_t>(s.c, kChannels), count = s.b * s.t * 2 * s.n;
-  const unsigned blocks = unsigned(s.b * cut.segments * 2 * groups);
+  const unsigned blocks = grid_of_blocks(s.b * cut.segments * 2 * groups);
   const bool packed = copies_packed<T>(s, g.forward.u, g.forward.delta, g.gy, g.gu, g.g_delta);
   auto run = [&](ScanPass pass) {  // the sums of the way there are used up by now
     selective_scan_bwd_tiles<T, kStates><<<blocks, kThreads, 0, as_stream(stream)>>>(

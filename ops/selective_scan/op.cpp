@@ -101,7 +101,7 @@ struct SelectiveScanOp {
       });
     }
     auto add_up = [&](size_t i, const Tensor& parts) {
-      DType dtype = c.grad_dtype_of(i) == DType::f32 ? DType::f32 : u.dtype();
+      DType dtype = c.grad_dtype_of(i);
       const Shape one = in[i].shape().rank() == 3 ? Shape{1, 2, s.c, s.n} : Shape{1, 2, s.c};
       Tensor sum = raw::sum_to_shape(parts, one, parts.dtype());
       grads[i] = raw::to(raw::reshape(sum, in[i].shape()), dtype);

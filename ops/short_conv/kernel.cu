@@ -175,7 +175,7 @@ int64_t steps_of(const ShortConvShape& s) {
   return steps < 16 ? 16 : steps;
 }
 dim3 grid_of(const ShortConvShape& s) {
-  return dim3(unsigned(s.b * 2 * div_up(s.t, steps_of(s))),
+  return dim3(grid_of_blocks(s.b * 2 * div_up(s.t, steps_of(s))),
               unsigned(div_up<int64_t>(div_up<int64_t>(s.c, 2), kThreads)));
 }
 template <class T>
@@ -198,8 +198,9 @@ void short_conv_fwd(const ShortConvForward<T>& a, void* stream) {
 template <class T>
 void short_conv_bwd(const ShortConvBackward<T>& a, void* stream) {
   const ShortConvShape& s = a.forward.s;
+  const bool packed = pairs(a.forward) && reinterpret_cast<uintptr_t>(a.gy) % (2 * sizeof(T)) == 0;
   auto* kernel = s.taps <= 4 ? short_conv_bwd_walk<4, T> : short_conv_bwd_walk<8, T>;
-  kernel<<<grid_of(s), kThreads, 0, as_stream(stream)>>>(a, steps_of(s), pairs(a.forward));
+  kernel<<<grid_of(s), kThreads, 0, as_stream(stream)>>>(a, steps_of(s), packed);
   check_launch("short_conv_bwd_walk", stream);
 }
 

@@ -41,8 +41,7 @@ struct Expand {
   static constexpr OpInfo info{.name = "expand", .contract = "x: * -> *", .layout = Layout::strided};
   static Outs forward(Ctx&, In in, const Attrs& a) { return {raw::expand(in[0], a.shape)}; }
   static Grads backward(Ctx& c, GradsOut gy) {
-    return {raw::sum_to_shape(gy[0], c.shape_of(0),
-                              c.grad_dtype_of(0) == DType::f32 ? DType::f32 : gy[0].dtype())};
+    return {raw::sum_to_shape(gy[0], c.shape_of(0), c.grad_dtype_of(0))};
   }
   static Cost cost(Shapes, DType, const Attrs&) { return {}; }
 };

@@ -13,6 +13,7 @@
 #include "nn/state.h"
 #include "ops/reduce/op.h"
 #include "tests/core/expect_error.h"
+#include "tests/nn/rule.h"
 
 namespace occam {
 namespace {
@@ -187,6 +188,32 @@ TEST(State, OneErrorForEverythingThatDoesNotFit) {
   EXPECT_EQ(report.unexpected, Names{"fc3.weight"});
   EXPECT_EQ(report.mis_shaped.size(), 2u);
   EXPECT_EQ(state_dict(mlp)[2].second.to_vector<float>(), std::vector<float>(32, 1));
+}
+
+// Gradients that are made in f64 for masters in f32: neither written into too little memory nor left in f64.
+TEST(Module, ComputesInDoubleWithMastersInFloat) {
+  auto gradients = [](DType dtype) {
+    Mlp mlp(24, 40);
+    rule::fill(mlp, "double");
+    mlp.set_compute_dtype(dtype);
+    const Tensor x = raw::to(rule::tensor("double/x", {3, 7, 24}, 0, 1), dtype);
+    backward(sum(mlp(x)));
+    std::vector<std::vector<double>> all;
+    mlp.each_parameter([&](Parameter& p) {
+      EXPECT_EQ(p.grad().dtype(), DType::f32);
+      all.push_back(p.grad().to_vector<double>());
+    });
+    return all;
+  };
+  const auto wide = gradients(DType::f64), narrow = gradients(DType::f32);
+  ASSERT_EQ(wide.size(), 4u);
+  for (size_t i = 0; i < wide.size(); ++i) {
+    double size = 0;
+    for (double v : wide[i]) size = std::max(size, std::abs(v));
+    // Sums of at most 40 products and then of 21 rows.
+    for (size_t j = 0; j < wide[i].size(); ++j)
+      ASSERT_NEAR(narrow[i][j], wide[i][j], 61 * std::ldexp(1.0, -24) * size) << "parameter " << i;
+  }
 }
 
 }  // namespace
