@@ -161,9 +161,9 @@ void TrainLoop::load(const std::filesystem::path& folder, const Json& state) {
   loss_sum_.fill_(state.at("loss_sum").get<double>());
   op_random::seed(state.at("seed"), step_);
   op_random::step_tensor(model_.device());
-  if (!restore_choices(model_.device(), state.at("choices")))
+  if (!restore_choices(model_.device(), state.value("choices", Json())))
     std::fprintf(stderr,
-                 "warning: the checkpoint's algorithms were chosen on another kind of device or library: the "
+                 "warning: the checkpoint has no choices of algorithms for this kind of device and library: the "
                  "last bits may differ from a run that was not stopped\n");
 }
 

@@ -1,12 +1,15 @@
 #pragma once
 // The apps as processes, what a tiny run of each takes, and what every failure must look like.
 #include <gtest/gtest.h>
+#include <unistd.h>
 
+#include <cmath>
 #include <map>
 #include <memory>
 #include <string>
 #include <vector>
 
+#include "core/rng.h"
 #include "tests/apps/process.h"
 #include "tests/core/temp_folder.h"
 
@@ -49,6 +52,14 @@ std::map<std::string, std::string> snapshot(const std::filesystem::path& folder)
 /// code.
 void expect_failure(const std::string& app, const ProcessResult& result, int code, const Words& parts);
 void expect_success(const ProcessResult& result);
+
+/// A random pause before the `round`-th interruption of a run. On average it grows by a twelfth a round:
+/// rounds that are stopped before anything new is kept end on any machine, however busy, and a quick one
+/// still sees many of them.
+inline void pause_before_stop(Rng& rng, int round) {
+  const double first = device_under_test() == "cpu" ? 5'000 : 100'000;  // microseconds; CUDA starts slowly
+  usleep(useconds_t(rng.uniform(0, first * std::pow(13.0 / 12, round))));
+}
 
 /// A folder to work in, and the apps.
 class AppFixture : public testing::Test {

@@ -109,14 +109,13 @@ TEST_F(Distill, AProfileOfTheSameImagesGivesTheSameRuns) {
 TEST_F(Distill, AfterKillsAndSignalsTheResultIsTheSame) {
   expect_success(run("distill", with(settings(), {"out.dir=y"})));
   const auto expected = results("y");
-  const double start = device_under_test() == "cpu" ? 2'000 : 100'000;
   Rng rng(3, "kill");
   int kills = 0, resumed = 0;
   for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
     ASSERT_LT(round, 150);
     std::unique_ptr<Process> process = start_again();
     process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
-    usleep(useconds_t(rng.uniform(0, start * (1 + round))));
+    pause_before_stop(rng, round);
     process->signal(round % 3 == 0 ? SIGTERM : SIGKILL);
     const ProcessResult result = process->wait();
     ASSERT_TRUE(result.code == 0 || result.code == 1 || result.code == -SIGKILL ||

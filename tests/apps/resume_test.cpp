@@ -24,10 +24,6 @@ Words random_run() {
 }
 constexpr int kSteps = 24;  // 4 an epoch
 
-/// Delays before a signal grow by this much a round, in microseconds: each machine gets to its first
-/// checkpoint at some time. CUDA takes a good half second to start.
-useconds_t delay_growth() { return device_under_test() == "cpu" ? 5'000 : 100'000; }
-
 /// What a run leaves, without what depends on the clock.
 std::map<std::string, std::string> results(const fs::path& folder) {
   std::map<std::string, std::string> files;
@@ -146,7 +142,7 @@ TEST_F(Resume, AfterManyKillsTheResultIsTheSame) {
   for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
     ASSERT_LT(round, 100);
     std::unique_ptr<Process> process = start("train", random_run());
-    usleep(useconds_t(rng.uniform(0, 15'000 + delay_growth() * round)));
+    pause_before_stop(rng, round);
     process->signal(SIGKILL);
     int code = process->wait().code;
     ASSERT_TRUE(code == -SIGKILL || code == 0);
@@ -163,7 +159,7 @@ TEST_F(Resume, AfterSignalsInTheMidstOfEpochsTheResultIsTheSame) {
     ASSERT_LT(round, 100);
     std::unique_ptr<Process> process = start("train", random_run());
     process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
-    usleep(useconds_t(rng.uniform(0, 15'000 + delay_growth() * round)));
+    pause_before_stop(rng, round);
     process->signal(round % 2 == 0 ? SIGINT : SIGTERM);
     ProcessResult result = process->wait();
     if (result.code == 0 || result.code < 0)
