@@ -203,10 +203,12 @@ OP_SPEC(diagonal_scan) {
     // By head. bf16: y is rounded once; without the fused kernel the gates (about 1) are rounded before their
     // activation, on the way back they, their gradients and the products are.
     auto head = [&](const char* name, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w) -> Sample& {
-      double scale = 1 / std::sqrt(double(i));
-      // Of wide samples some gate would be near the kink: biases of 3 either way keep them off.
+      const double scale = 1 / std::sqrt(double(i)), memory = double(std::min<int64_t>(t, w == 64 ? 21 : 4));
+      // Of wide samples some gate would be near the kink: biases of 3 either way keep them off. Where that is
+      // -3 an error is remembered for 21 steps.
       Input bias = uniform({2, h, k * w}, -1, 1);
-      if (w == 64) bias.value = [](int64_t j, occam::Rng&) { return j % 2 == 0 ? 3.0 : -3.0; };
+      if (w == 64)
+        bias.value = [k](int64_t j, occam::Rng&) { return (j % 64 >> j / 64 % k) % 2 == 0 ? 3.0 : -3.0; };
       return spec
           .sample(
               kind + "head-" + name, {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias},
@@ -218,9 +220,9 @@ OP_SPEC(diagonal_scan) {
                 return {naive_gated(gates.size(0), gates.size(1), gates.size(2), gates.size(4) / k, cell,
                                     [&](auto... i) { return gates(i...); })};
               })
-          .conditioned(memory_of(t))
+          .conditioned(memory)
           .sum_length(double(std::max(i, b * t)))
-          .half_roundings(2 * memory_of(t));
+          .half_roundings(2 * memory);
     };
     auto head_steps = [cell](const std::vector<Tensor>& in) {
       return std::vector{head_by_step(in[0], in[1], in[2], cell)};
@@ -242,9 +244,11 @@ OP_SPEC(diagonal_scan) {
   auto project = [&](const char* name, GatedCell cell, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w,
                      int64_t o, bool with_bias) -> Sample& {
     const int64_t k = occam::gates_of(cell);
-    const double scale = 1 / std::sqrt(double(i)), out_scale = 1 / std::sqrt(double(2 * w));
+    const double scale = 1 / std::sqrt(double(i)), out_scale = 1 / std::sqrt(double(2 * w)),
+                 memory = double(std::min<int64_t>(t, w == 64 ? 21 : 4));
     Input bias = uniform({2, h, k * w}, -1, 1);
-    if (w == 64) bias.value = [](int64_t j, occam::Rng&) { return j % 2 == 0 ? 3.0 : -3.0; };
+    if (w == 64)
+      bias.value = [k](int64_t j, occam::Rng&) { return (j % 64 >> j / 64 % k) % 2 == 0 ? 3.0 : -3.0; };
     return spec
         .sample(
             std::string("project-") + name,
@@ -269,10 +273,10 @@ OP_SPEC(diagonal_scan) {
                     }
               return {y};
             })
-        .conditioned(double(std::min<int64_t>(t, 4)))
+        .conditioned(memory)
         .sum_length(double(std::max(i + 2 * w, b * t)))
         // As by head, and the states, a share and the result are rounded, whose terms are larger than itself.
-        .half_roundings(2 * double(std::min<int64_t>(t, 4)) + 3);
+        .half_roundings(2 * memory + 3);
   };
   project("2x5x3x4x3x2", GatedCell::min_gru, 2, 5, 3, 4, 3, 2, true).small();
   project("2x3x1x2x2x2", GatedCell::min_lstm, 2, 3, 1, 2, 2, 2, false).small();

@@ -73,7 +73,8 @@ OP_SPEC(dwconv) {
               return std::vector{occam::dwconv(in[0], in[1], in[2], in[3], gh, gw)};
             },
             [=](const Arrays& in) { return naive(in, gh, gw); })
-        .sum_length(double(std::max(kh * kw, b * (prefix + gh * gw))));
+        .sum_length(double(std::max(kh * kw, b * (prefix + gh * gw))))
+        .half_roundings(1.01);  // what is stored; sums are f32
   };
   auto composite = [](int64_t gh, int64_t gw) {
     return [=](const std::vector<Tensor>& in) { return by_shifts(in, gh, gw); };

@@ -170,6 +170,15 @@ OP_SPEC(matrix_scan) {
     sample.composite = nullptr;  // its masks are t^3
     return sample;
   };
+  // One direction's q, k and v expanded to two: a direction axis without a stride. Both directions'
+  // gradients, about 1 to 2 each, are rounded before they are added.
+  Sample& expanded = large("1x17x2x2x64x64-expanded", {1, 17, 2, 2, 64, 64}, {.both = true});
+  expanded.cancelling_terms(0, 2);
+  expanded.call = [two = expanded.call](const std::vector<Tensor>& in) {
+    std::vector<Tensor> given = in;
+    for (size_t i = 0; i < 3; ++i) given[i] = occam::expand(in[i], in[i].shape().with(2, 2));
+    return two(given);
+  };
   // On tensor cores: one window, odd and whole tiles, all of them; directions of their own and shared; two
   // windows.
   large("1x133x1x2x128x64", {1, 133, 1, 2, 128, 64}, {.scale = true, .skip = true});

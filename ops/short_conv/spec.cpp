@@ -60,6 +60,7 @@ OP_SPEC(short_conv) {
             naive)
         .sum_length(double(k + b * t))
         .cancelling_terms(1, 1)
+        .half_roundings(1.01)  // what is stored; everything before it is f32
         .same_as(by_shifts);
   };
   add("2x5x3x4", 2, 5, 3, 4).small();
@@ -70,6 +71,24 @@ OP_SPEC(short_conv) {
   add("3x70x5x4", 3, 70, 5, 4);
   add("1x40x300x3", 1, 40, 300, 3);
   add("1x35x2x8", 1, 35, 2, 8);
+  // What is behind a column of something else: the cotangent is a view that begins at an odd element.
+  spec.sample(
+          "2x20x8x4-behind",
+          {randn({2, 20, 2, 8}), randn({2, 8, 4}, 0.5), randn({2, 8}), randn({2, 20, 2, 1})},
+          [](const std::vector<Tensor>& in) {
+            return std::vector{occam::concat({in[3], occam::short_conv(in[0], in[1], in[2])}, 3)};
+          },
+          [=](const Arrays& in) -> Arrays {
+            const Array y = naive({in[0], in[1], in[2]})[0];
+            Array all({2, 20, 2, 9});
+            for (int64_t i = 0; i < 80; ++i)
+              for (int64_t j = 0; j < 9; ++j)
+                all.v[size_t(9 * i + j)] = j == 0 ? in[3].v[size_t(i)] : y.v[size_t(8 * i + j - 1)];
+            return {all};
+          })
+      .sum_length(44)
+      .cancelling_terms(1, 1)
+      .half_roundings(1.01);
   Sample& none = add("no-tokens", 2, 0, 3, 4);
   none.composite = nullptr;
   spec.bad(

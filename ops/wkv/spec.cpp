@@ -72,6 +72,7 @@ OP_SPEC(wkv) {
                 },
                 naive)
             .sum_length(double(std::max<int64_t>(b * t, 1)))
+            .half_roundings(1.01)  // what is stored: states, and the y that backward reads, are f32
             .conditioned(3 * spread + 4 + std::max(0.0, -decay) * double(t));
     return t > 0 ? sample.same_as(by_matrix) : sample;  // softmax refuses empty rows
   };
