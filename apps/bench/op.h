@@ -26,6 +26,8 @@ struct OpCase {
 /// The cases of `op`, or of every op that has one; views do no work and have none. Throws Error{usage} for a
 /// name that op_table() does not hold.
 std::vector<OpCase> op_cases(const std::string& op, const OpSizes& sizes, Device device, DType dtype);
+/// Those of the ops that token mixers other than attention are made of, without a check of names.
+std::vector<OpCase> scan_cases(const OpSizes& sizes, Device device, DType dtype);
 /// Ops of op_table() that are neither views nor have a case.
 std::vector<std::string> ops_without_case();
 

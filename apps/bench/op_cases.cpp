@@ -45,6 +45,7 @@ class Cases {
     losses();
     indexing();
     updates();
+    for (OpCase& c : scan_cases(sizes, device, dtype)) all.push_back(std::move(c));
   }
   std::vector<OpCase> all;
 
@@ -290,7 +291,7 @@ std::vector<OpCase> op_cases(const std::string& op, const OpSizes& sizes, Device
 }
 
 std::vector<std::string> ops_without_case() {
-  const std::vector<std::string> views{"reshape", "permute", "expand", "slice"};
+  const std::vector<std::string> views{"reshape", "permute", "expand", "slice", "split"};
   std::vector<std::string> missing;
   const Cases cases(OpSizes{}, kCPU, DType::f32);
   for (const std::string& name : op_names()) {
