@@ -1,5 +1,6 @@
 // 16-byte loads and the row in registers: what a lane needs next is on its way before it is needed, and
 // nothing is read twice.
+// For rows of a multiple of 8, at most 1024.
 #include "core/cuda/launch.h"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/vec.cuh"
