@@ -98,7 +98,6 @@ class Comparison:
     def __init__(self, args):
         self.args, self.begin = args, time.time()
         self.bench, self.peer, self.links = shlex.split(args.bench), None, {}
-        self.results = Results(args.out)
         tiny = ["bench.tiny=true"] if args.tiny else []
         self.ours = tiny + [f"bench.samples={args.samples}", f"bench.sample_s={args.sample_s}", "--json"]
         if args.device:
@@ -108,19 +107,21 @@ class Comparison:
         if code:
             fail(f"{args.bench} row list: {err}")
         self.rows = {row["row"]: row for row in listed}
-        self.chosen = list(self.rows)
-        if args.only:
-            self.chosen = [name for name in args.only.split(",") if name]
-            for name in self.chosen:
-                if name not in self.rows:
-                    fail(f"there is no row '{name}'; rows: {', '.join(self.rows)}", 2)
+        self.chosen = args.only or list(self.rows)
+        for name in self.chosen + (args.autotune or []):
+            if name not in self.rows:
+                fail(f"there is no row '{name}'; rows: {', '.join(self.rows)}", 2)
+        try:
+            self.results = Results(args.out)
+        except OSError as error:
+            fail(f"--out {args.out}: {error}", 2)
         self.failed = []
         self.run = time.strftime("%Y-%m-%dT%H:%M:%S") + f"-{os.getpid()}"
         if args.resume and self.results.latest_run():
             self.run = self.results.latest_run()
 
     def left(self):
-        return (self.args.budget or math.inf) - (time.time() - self.begin)
+        return (math.inf if self.args.budget is None else self.args.budget) - (time.time() - self.begin)
 
     def most(self):
         """Seconds that a command may take."""
@@ -132,13 +133,19 @@ class Comparison:
         if not self.args.no_peer:
             self.peer = Peer(self.args.peer)
             if self.peer.error is None:
-                lines, error = self.peer.ask(["--check"] + self.chosen, self.args.timeout)
+                lines, error = self.peer.ask(["--check"] + list(self.rows), self.args.timeout)
                 told = lines[0] if lines else {}
                 self.peer.error = told.get("err") or error
         if self.peer is None or self.peer.error:
             say(f"no peer, only ours is timed: {self.peer.error if self.peer else '--no-peer'}")
+            if self.peer:
+                self.peer.stop()
             self.peer = None
         self.modes = told.pop("modes", {})
+        known = list(dict.fromkeys(mode for modes in self.modes.values() for mode in modes))
+        for mode in self.args.modes or []:
+            if self.peer and mode not in known:
+                fail(f"no row has a mode '{mode}'; modes: {', '.join(known)}", 2)
         gpu = query(["name", "driver_version", "power.limit", "clocks.max.sm"])
         if not self.results.of(run=self.run, what="begin"):
             self.results.append({"run": self.run, "what": "begin", "date": time.strftime("%Y-%m-%d"), "gpu": gpu,
@@ -148,10 +155,10 @@ class Comparison:
 
     def modes_of(self, name):
         """The peer's modes of a row that are wanted and that this run has not tried."""
-        modes, wanted = self.modes.get(name, []), [m for m in self.args.modes.split(",") if m]
+        modes, wanted = self.modes.get(name, []), self.args.modes or []
         if set(wanted) & set(modes):
             modes = [m for m in modes if m in wanted]
-        if self.args.autotune is not None and name not in self.args.autotune.split(","):
+        if self.args.autotune is not None and name not in self.args.autotune:
             modes = [m for m in modes if m != "max-autotune"]
         tried = [l.get("mode") for l in self.results.of(run=self.run, row=name, who="torch")]
         return [m for m in modes if m not in tried]
@@ -296,20 +303,41 @@ class Comparison:
                     link.close()
 
 
+def names(text):
+    found = list(dict.fromkeys(name for name in text.split(",") if name))
+    if not found:
+        raise argparse.ArgumentTypeError("it names nothing")
+    return found
+
+
+def within(kind, least, most=math.inf):
+    """A finite number from `least` to `most`."""
+    def read(text):
+        try:
+            value = kind(text)
+        except ValueError:
+            raise argparse.ArgumentTypeError(f"'{text}' is no {'whole ' * (kind is int)}number")
+        if not (least <= value <= most and value < math.inf):  # not a number is neither
+            raise argparse.ArgumentTypeError(f"{text} is not {'at least ' if most == math.inf else 'from '}{least:g}"
+                                             + f" to {most:g}" * (most != math.inf))
+        return value
+    return read
+
+
 def main():
     parser = argparse.ArgumentParser(prog="./run bench", description=__doc__,
                                      formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", metavar="ROW[,ROW]", help="these rows, in this order")
-    parser.add_argument("--rounds", type=int, default=2, help="how often the peer's is timed, ours before and after (2)")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="begin no row that would end after it")
+    parser.add_argument("--only", type=names, metavar="ROW[,ROW]", help="these rows, in this order")
+    parser.add_argument("--rounds", type=within(int, 1), default=2, help="how often the peer's is timed, ours before and after (2)")
+    parser.add_argument("--budget", type=within(float, 0), metavar="SECONDS", help="begin no row that would end after it")
     parser.add_argument("--resume", action="store_true", help="go on with the latest run: what was tried there is not tried again")
-    parser.add_argument("--modes", default="", help="of the peer's modes only these, comma-separated; all of a row that has none of them")
-    parser.add_argument("--autotune", metavar="ROW[,ROW]", help="the peer's max-autotune in these rows alone")
-    parser.add_argument("--at-once", type=int, metavar="N", default=4, help="rows that the peer gets ready together (4)")
+    parser.add_argument("--modes", type=names, metavar="MODE[,MODE]", help="of the peer's modes only these; all of a row that has none of them")
+    parser.add_argument("--autotune", type=names, metavar="ROW[,ROW]", help="the peer's max-autotune in these rows alone")
+    parser.add_argument("--at-once", type=within(int, 1), metavar="N", default=4, help="rows that the peer gets ready together (4)")
     parser.add_argument("--no-peer", action="store_true", help="time ours alone")
-    parser.add_argument("--samples", type=int, default=20, help="timings a round of which the median is taken (20)")
-    parser.add_argument("--sample-s", type=float, default=0.1, help="least seconds of a timing (0.1)")
-    parser.add_argument("--timeout", type=float, default=900,
+    parser.add_argument("--samples", type=within(int, 3, 1000), default=20, help="timings a round of which the median is taken (20)")
+    parser.add_argument("--sample-s", type=within(float, 0, 60), default=0.1, help="least seconds of a timing (0.1)")
+    parser.add_argument("--timeout", type=within(float, 0.1, 1e6), default=900,
                         help="most seconds of one side of a row, or of getting rows ready (900)")
     parser.add_argument("--out", type=Path, default=Path("runs/bench"), help="folder of results (runs/bench)")
     parser.add_argument("--tiny", action="store_true", help="small sizes, to see that everything works")
@@ -328,8 +356,6 @@ def main():
             words.pop(0)
         else:
             args.words.append(word)
-    if args.rounds < 1:
-        parser.error("--rounds must be at least 1")
     comparison = Comparison(args)
     if args.list:
         print("\n".join(comparison.rows))

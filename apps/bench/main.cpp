@@ -3,7 +3,9 @@
 
 #include <nlohmann/json.hpp>
 #include <optional>
+#include <set>
 
+#include "apps/bench/columns.h"
 #include "apps/bench/ladder.h"
 #include "apps/bench/mixer.h"
 #include "apps/bench/model.h"
@@ -22,7 +24,7 @@ struct BenchConfig {
   std::vector<std::string> mode{"infer", "train"};
   std::vector<int64_t> batch;
   std::string metrics = "all", mixer = "bilstm", input = "device", file = "runs/bench/agree";
-  int64_t samples = 20;
+  std::optional<int64_t> samples;
   std::optional<double> sample_s;
   std::vector<std::string> mixers;
   std::vector<int64_t> tokens{65, 197, 577, 1025, 2305, 4097};
@@ -34,9 +36,13 @@ struct BenchConfig {
   void visit(V& v) {
     v("mode", mode,
       "model: forward; forward, loss, backward and AdamW; forward with the statistics of every attention; a "
-      "teacher-forced step of distillation's first stage. One or a list",
+      "teacher-forced step of distillation's first stage. mixer: infer: forward; train: forward and "
+      "backward. "
+      "One or a list",
       Choices{"infer", "train", "profile", "distill"}, Shorthand{});
-    v("batch", batch, "model, op: images at a time, one or a list; unset: 1 and 8, on a GPU 1 and 256",
+    v("batch", batch,
+      "images at a time; model, mixer: one or a list, op: one; unset: model: 1 and 8, on a GPU 1 and 256; "
+      "mixer: 1 and 8, on a GPU 1, 16 and 256; op: 8, on a GPU 256",
       Range{1, 1 << 16});
     v("metrics", metrics, "profile: all, or the ones that need no order of a row's entries",
       Choices{"all", "streaming"});
@@ -44,19 +50,24 @@ struct BenchConfig {
     v("input", input, "train: one batch that is on the device, or batches of the loader from `data`",
       Choices{"device", "loader"});
     v("file", file, "agree: writes FILE.safetensors and FILE.io.safetensors");
-    v("samples", samples, "timings of which the median is taken", Range{3, 1000});
+    v("samples", samples, "timings of which the median is taken; unset: 20, mixer: 5", Range{3, 1000});
     v("sample_s", sample_s,
-      "least seconds of a timing: as many steps as that takes; unset: 0.1, of an op or a ladder's step 0.02",
+      "least seconds of a timing: as many steps as that takes; unset: 0.1, of an op or a ladder's step 0.02, "
+      "mixer: bench.cell_s / (samples + 7)",
       Range{0, 60});
-    v("mixers", mixers, "mixer all: only these, beside attention and identity");
+    v("mixers", mixers, "mixer all: only these, beside attention and identity; unset: every one");
     v("tokens", tokens, "mixer: lengths, each one class token and a square of patches", Range{2, 1 << 16});
-    v("cell_s", cell_s, "mixer: about how long a length and batch may take; longer ones are left out",
+    v("cell_s", cell_s,
+      "mixer: seconds of a length and batch, which is left out where samples + 7 steps are predicted to take "
+      "longer",
       Range{0.01, 3600});
     v("profile_steps", profile_steps,
       "model: so many steps are also profiled, eagerly: out.dir/<mode>-<batch>/profile.md has time, work and "
       "memory by op and module, trace.json each call; 0: none",
       Range{0, 1000});
-    v("tiny", tiny, "row, op, agree: small sizes on any device, to see that they work");
+    v("tiny", tiny,
+      "row, op, agree: small sizes on any device, to see that they work; model: ceilings measured on little "
+      "data");
   }
 };
 
@@ -68,84 +79,21 @@ struct Config : CommonConfig {
   template <class V>
   void visit(V& v) {
     CommonConfig::visit(v);
-    v("model", model, "what is timed; unset: deit_tiny_patch16_224");
+    v("model", model, "what is timed; unset: deit_tiny_patch16_224; mixer, agree: deit_small_patch16_224");
     v("bench", bench, "how it is timed");
     v("data", data, "with bench.input=loader: what is trained on");
   }
 };
 
-/// A column of the terminal's table, where some line has it.
-struct Column {
-  const char* key;
-  const char* title;
-  int digits = -1;  // of a number; -1: text
-  double scale = 1;
-};
-constexpr Column kColumns[] = {{"row", "row"},
-                               {"op", "op"},
-                               {"ladder", "ladder"},
-                               {"step", "step"},
-                               {"shape", "shape"},
-                               {"pass", "pass"},
-                               {"model", "model"},
-                               {"mixer", "mixer"},
-                               {"tokens", "tokens", 0},
-                               {"what", "what"},
-                               {"B", "batch", 0},
-                               {"precision", "precision"},
-                               {"ms", "ms", 3},
-                               {"ms_low", "10 %", 3},
-                               {"ms_high", "90 %", 3},
-                               {"img_s", "images/s", 0},
-                               {"mfu_tflops", "TFLOP/s", 2},
-                               {"ratio_to_infer", "x inference", 2},
-                               {"gflop_s", "GFLOP/s", 0},
-                               {"gb_s", "GB/s", 0},
-                               {"floor_ms", "floor ms", 3},
-                               {"share_of_ceiling", "% of ceiling", 1, 100},
-                               {"share_of_roofline", "% of roofline", 1, 100},
-                               {"bound", "bound"},
-                               {"by", "by"},
-                               {"peak_gb", "peak GB", 2},
-                               {"params", "parameters", 0},
-                               {"macs", "M multiply-adds", 1, 1e-6},
-                               {"depth", "depth", 0},
-                               {"skipped", "left out: why"}};
-
-Table table_of(const std::vector<Json>& lines) {
-  std::vector<Column> used;
-  for (const Column& column : kColumns) {
-    auto differs = [&](const Json& line) { return line.contains(column.key); };
-    // What a line is, is told by its row, op or step where it has one.
-    const bool said = std::string_view(column.key) == "what" && !lines.empty() &&
-                      (lines[0].contains("row") || lines[0].contains("op") || lines[0].contains("step") ||
-                       lines[0].contains("mixer"));
-    if (!said && std::any_of(lines.begin(), lines.end(), differs)) used.push_back(column);
-  }
-  Table table;
-  for (const Column& column : used) table.columns.emplace_back(column.title);
-  for (const Json& line : lines) {
-    std::vector<Cell> cells;
-    for (const Column& column : used) {
-      if (!line.contains(column.key)) {
-        cells.push_back(Cell::missing());
-      } else if (column.digits < 0) {
-        cells.emplace_back(line.at(column.key).get<std::string>());
-      } else {
-        cells.emplace_back(line.at(column.key).get<double>() * column.scale, column.digits);
-      }
-    }
-    table.add(std::move(cells));
-  }
-  return table;
-}
-
 class Bench {
  public:
   Bench(App& app, Config& config) : app_(app), config_(config) {
-    const bool kernels = app.verb() == "op" || app.verb() == "ladder";
-    timing_ = {.samples = config.bench.samples,
-               .sample_s = config.bench.sample_s.value_or(kernels ? 0.02 : 0.1)};
+    const bool kernels = app.verb() == "op" || app.verb() == "ladder", mixers = app.verb() == "mixer";
+    timing_.samples = config.bench.samples.value_or(mixers ? 5 : 20);
+    timing_.sample_s =
+        config.bench.sample_s.value_or(mixers    ? config.bench.cell_s / double(least_steps(timing_.samples))
+                                       : kernels ? 0.02
+                                                 : 0.1);
   }
 
   void run() {
@@ -161,6 +109,11 @@ class Bench {
     OCCAM_CHECK(config_.bench.profile_steps == 0 || (verb == "model" && !config_.out.dir.empty()),
                 ErrorKind::usage,
                 "bench.profile_steps is for bench model, and needs out.dir=FOLDER for what it writes");
+    OCCAM_CHECK(!config_.bench.mode.empty(), ErrorKind::usage, "bench.mode is empty; name one or more");
+    OCCAM_CHECK(config_.bench.mixers.empty() || verb != "mixer" || name == "all", ErrorKind::usage,
+                "bench.mixers is for bench mixer all, and '{}' was given", name);
+    for (const std::string& mixer : config_.bench.mixers) find_mixer(mixer);
+    find_mixer(config_.bench.mixer);
     if (verb == "row" && name == "list") return list_rows();
     if (verb == "agree") return agree();
     const std::vector<std::function<void()>> parts = verb == "model"   ? models()
@@ -171,22 +124,26 @@ class Bench {
     app_.checked();
     if (!config_.out.dir.empty()) folder_ = &app_.start_run(config_);
     Progress progress("bench", int64_t(parts.size()), "parts");
-    for (size_t i = 0; i < parts.size(); ++i) {
-      parts[i]();
-      if (stop_requested()) return;
-      progress.update(int64_t(i) + 1);
+    size_t done = 0;
+    while (done < parts.size() && !stop_requested()) {
+      parts[done]();
+      if (!stop_requested()) progress.update(int64_t(++done));
     }
-    progress.finish();
+    const bool stopped = done < parts.size();
+    if (!stopped) progress.finish();
+    if (lines_.empty()) tell_stop(stopped);
     const std::string device = app_.device().is_cuda() ? device_name() : "cpu";
     app_.print(device + "\n" + to_text(table_of(lines_)));
     for (const MixerSweep& sweep : sweeps_)
       app_.print(sweep.pass() + "\n" + to_text(crossover_table(sweep, lines_)));
     if (folder_ != nullptr) {
       HtmlReport report("Speed", device);
+      if (stopped) report.note("The run was stopped before its end: this is what had been timed.");
       for (const MixerSweep& sweep : sweeps_) mixer_report(report, sweep, lines_);
       report.table(table_of(lines_));
       report.write(folder_->path() / "report.html");
     }
+    tell_stop(stopped);
     app_.finish({{"device", device}, {"rows", lines_}});
   }
 
@@ -197,6 +154,17 @@ class Bench {
     if (stop_requested()) return;  // it may have been cut short
     lines_.push_back(line);
     app_.line(line);
+    if (folder_ != nullptr) folder_->log(line);
+  }
+
+  /// A run that was stopped has no summary.json, and tells where what it timed is.
+  void tell_stop(bool stopped) const {
+    const std::string where = folder_ == nullptr
+                                  ? std::string("what was timed is above, and saved nowhere without out.dir")
+                                  : fmt::format("what was timed is in metrics.jsonl and report.html of {}",
+                                                folder_->path().string());
+    OCCAM_CHECK(!stopped, ErrorKind::system, "stopped before the end; {}",
+                lines_.empty() ? std::string("nothing was timed yet") : where);
   }
 
   Parts models() {
@@ -256,6 +224,7 @@ class Bench {
   Parts ops(const std::string& name) {
     OpSizes sizes;
     if (!app_.device().is_cuda()) sizes.batch = 8;
+    OCCAM_CHECK(config_.bench.batch.size() <= 1, ErrorKind::usage, "bench op: bench.batch is one number");
     if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
     if (config_.bench.tiny)
       sizes = {.batch = 2,
@@ -301,17 +270,23 @@ class Bench {
       if (std::find(sweep.mixers.begin(), sweep.mixers.end(), mixer) == sweep.mixers.end())
         sweep.mixers.push_back(mixer);
     sweep.tokens = config_.bench.tokens;
-    std::sort(sweep.tokens.begin(), sweep.tokens.end());
     sweep.batches = config_.bench.batch;
     if (sweep.batches.empty())
       sweep.batches = app_.device().is_cuda() ? std::vector<int64_t>{1, 16, 256} : std::vector<int64_t>{1, 8};
+    for (std::vector<int64_t>* values : {&sweep.tokens, &sweep.batches}) {
+      std::sort(values->begin(), values->end());
+      values->erase(std::unique(values->begin(), values->end()), values->end());
+    }
     sweep.dtype = compute_dtype_of(config_.precision);
     sweep.device = app_.device();
     sweep.cell_s = config_.bench.cell_s;
+    sweep.timing = timing_;
     check_sweep(sweep);
+    std::set<std::string> modes;
     for (const std::string& mode : config_.bench.mode) {
       OCCAM_CHECK(mode == "infer" || mode == "train", ErrorKind::usage,
                   "bench mixer: bench.mode is infer or train, not {}", mode);
+      if (!modes.insert(mode).second) continue;
       sweep.backward = mode == "train";
       sweeps_.push_back(sweep);
     }
@@ -361,9 +336,9 @@ int main(int argc, char** argv) {
   AppInfo info;
   info.name = "bench";
   info.summary =
-      "Times models (inference, training, profile, distillation), single ops against their roofline, ladders "
-      "of "
-      "kernels, and the rows of the comparison with PyTorch. With --json a line each.";
+      "Times models (inference, training, profile, distillation), single ops against their roofline, mixers "
+      "against attention over lengths and batches, ladders of kernels, and the rows of the comparison with "
+      "PyTorch. With --json a line each.";
   info.examples = {
       "bench model model.name=deit_small_patch16_224 bench.mode=train bench.batch=256 precision=bf16",
       "bench model model.checkpoint=runs/d/students/bilstm-1-2.safetensors bench.mode=infer",

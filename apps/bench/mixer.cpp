@@ -22,10 +22,6 @@
 namespace occam {
 namespace {
 
-constexpr int kSamples = 5;
-/// Steps of a cell at least: what measure() needs to warm up, and a step a sample.
-constexpr double kLeastSteps = 7 + kSamples;
-
 int64_t side_of(int64_t tokens) { return int64_t(std::llround(std::sqrt(double(tokens - 1)))); }
 
 MixerShape shape_of(const MixerSweep& s, int64_t tokens) {
@@ -85,9 +81,9 @@ Json time_cell(const MixerSweep& s, const std::string& mixer, int64_t tokens, in
   const auto step = [&] { replay.run(pass); };
   step();
   const double once = seconds_of(s.device, step);
-  if (once * kLeastSteps > 2 * s.cell_s)
+  if (once * double(least_steps(s.timing.samples)) > 2 * s.cell_s)
     return {{"skipped", fmt::format("a step takes {:.2f} s", once)}, {"step_s", once}};
-  const Timing t = measure(s.device, step, {.samples = kSamples, .sample_s = s.cell_s / kLeastSteps});
+  const Timing t = measure(s.device, step, s.timing);
   Json line = json_of(t);
   line.update({{"img_s", 1e3 * double(batch) / t.ms},
                {"peak_gb", peak_gb(s.device)},
@@ -101,6 +97,7 @@ Json time_cell(const MixerSweep& s, const std::string& mixer, int64_t tokens, in
 
 void check_sweep(const MixerSweep& s) {
   for (const std::string& name : s.mixers) find_mixer(name);
+  OCCAM_CHECK(!s.tokens.empty(), ErrorKind::usage, "bench.tokens is empty; give lengths, such as [65, 197]");
   for (int64_t t : s.tokens)
     OCCAM_CHECK(
         t > 1 && side_of(t) * side_of(t) + 1 == t, ErrorKind::usage,
@@ -129,7 +126,7 @@ void run_mixer_cells(const MixerSweep& s, const std::string& mixer, int64_t batc
                  {"macs", ledger.macs},
                  {"depth", ledger.sequential_depth},
                  {"device", s.device.is_cuda() ? device_name() : "cpu"}};
-    if (predicted_s * kLeastSteps > s.cell_s) {
+    if (predicted_s * double(least_steps(s.timing.samples)) > s.cell_s) {
       line["skipped"] = fmt::format("a step is predicted to take {:.2f} s", predicted_s);
     } else {
       try {
@@ -172,7 +169,9 @@ Table crossover_table(const MixerSweep& s, const std::vector<Json>& lines) {
     std::vector<Cell> row{mixer};
     for (int64_t b : s.batches) {
       const auto at = crossover(s, lines, mixer, b);
-      row.emplace_back(!at        ? std::string("not measured faster")
+      const bool both = !timed(s, lines, mixer, b).empty() && !timed(s, lines, "attention", b).empty();
+      row.emplace_back(!both      ? std::string("not measured")
+                       : !at      ? std::string("not measured faster")
                        : *at == 0 ? "always"
                                   : fmt::format("{:.0f}", *at));
     }

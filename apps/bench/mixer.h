@@ -10,6 +10,9 @@
 
 namespace occam {
 
+/// Steps of a cell at least: what measure() needs to warm up, and a step a sample.
+constexpr int64_t least_steps(int64_t samples) { return 7 + samples; }
+
 struct MixerSweep {
   int64_t dim = 0, heads = 0, mlp_hidden = 0;  // of the block round the mixer
   std::vector<std::string> mixers;             // attention and identity come first, always
@@ -18,12 +21,14 @@ struct MixerSweep {
   bool backward = false;  // forward and backward, else forward alone
   DType dtype = DType::f32;
   Device device;
-  double cell_s = 2;  // about what a cell may take; one predicted to take longer is left out
+  double cell_s = 2;  // a cell whose least_steps() are predicted to take longer is left out
+  TimingOptions timing;
 
   std::string pass() const { return backward ? "forward and backward" : "forward"; }
 };
 
-/// Throws Error{usage} for tokens that are not one more than a square, or an unknown mixer.
+/// Throws Error{usage} without tokens, for some that are not one more than a square, and for an unknown
+/// mixer.
 void check_sweep(const MixerSweep& sweep);
 
 /// Times a transformer block (norms, mixer, MLP, residuals) with one mixer at one batch size and every

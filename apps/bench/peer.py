@@ -121,6 +121,7 @@ class Peer:
     def __init__(self, command):
         self.folder = tempfile.TemporaryDirectory()
         self.path, self.log, self.error = self.folder.name + "/socket", self.folder.name + "/log", None
+        self.process = None
         try:
             with open(self.log, "wb") as log:
                 self.process = subprocess.Popen(shlex.split(command) + ["--serve", self.path], stderr=log, text=True,
@@ -152,5 +153,7 @@ class Peer:
         return lines, error
 
     def stop(self):
-        if self.error is None:
+        """Nothing of it runs while ours is timed without it."""
+        if self.process is not None and self.process.poll() is None:
             kill(self.process.pid)
+            self.process.wait()

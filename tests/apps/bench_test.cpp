@@ -1,4 +1,8 @@
 // bench times what it says it times.
+#include <signal.h>
+
+#include <algorithm>
+#include <fstream>
 #include <nlohmann/json.hpp>
 #include <set>
 #include <sstream>
@@ -44,17 +48,18 @@ void expect_model_times(const Json& line) {
 }
 
 const Words kTiny{"bench.tiny=true"};
+const Words kBlock{"model.name=vit", "model.image_size=16", "model.patch=8",  "model.dim=16",
+                   "model.heads=2",  "model.depth=1",       "model.classes=3"};
 
 TEST_F(Bench, SweepsMixersOverLengthsAndBatches) {
-  const Words model{"model.name=vit", "model.image_size=16", "model.patch=8",  "model.dim=16",
-                    "model.heads=2",  "model.depth=1",       "model.classes=3"};
-  const std::vector<Json> rows = lines(
-      Words{"mixer", "bilstm"} + model +
-      Words{"bench.tokens=[10,5]", "bench.batch=[1,3]", "bench.mode=[infer,train]", "bench.cell_s=0.05"});
+  // What is named twice is timed once.
+  const std::vector<Json> rows = lines(Words{"mixer", "bilstm"} + kBlock +
+                                       Words{"bench.tokens=[10,5,10]", "bench.batch=[3,1,3]",
+                                             "bench.mode=[infer,train,infer]", "bench.cell_s=0.05"});
   ASSERT_EQ(rows.size(), 2u * 3 * 2 * 2);
   std::set<std::string> seen;
   for (const Json& row : rows) {
-    EXPECT_GT(row.at("ms").get<double>(), 0) << row;
+    expect_times(row);
     EXPECT_NEAR(row.at("img_s").get<double>() * row.at("ms").get<double>(), 1e3 * row.at("B").get<double>(),
                 1e-6);
     seen.insert(row.at("mixer").get<std::string>() + " " + std::to_string(row.at("tokens").get<int64_t>()) +
@@ -71,7 +76,7 @@ TEST_F(Bench, SweepsMixersOverLengthsAndBatches) {
 
   // A step that would take too long is named and left out, and longer ones after it.
   for (const Json& row :
-       lines(Words{"mixer", "bilstm"} + model +
+       lines(Words{"mixer", "bilstm"} + kBlock +
              Words{"bench.tokens=[2305,4097]", "bench.mode=infer", "bench.batch=64", "bench.cell_s=0.01"}))
     EXPECT_TRUE(row.contains("skipped") && !row.contains("ms")) << row;
 }
@@ -105,6 +110,41 @@ TEST_F(Bench, WritesAReportWhereItIsAskedTo) {
                                   Words{"bench.tiny=true", "bench.samples=3", "bench.sample_s=0",
                                         "bench.batch=1", "out.dir=x", "precision=bf16"}));
   EXPECT_TRUE(snapshot(folder_ / "x").contains("report.html"));
+  EXPECT_EQ(parse_json(snapshot(folder_ / "x").at("summary.json"), "x").at("rows").size(), 2u);
+  const std::string metrics = snapshot(folder_ / "x").at("metrics.jsonl");
+  EXPECT_EQ(std::count(metrics.begin(), metrics.end(), '\n'), 2) << metrics;
+}
+
+TEST_F(Bench, KeepsWhatItTimedWhenItIsStopped) {
+  const auto timed = [this] {
+    std::ifstream text(folder_ / "x/metrics.jsonl");
+    std::vector<Json> lines;
+    for (std::string line; std::getline(text, line) && !text.eof();)  // to the last whole one
+      lines.push_back(parse_json(line, "metrics.jsonl"));
+    return lines;
+  };
+  // Each would take some ten seconds.
+  for (const Words& arguments :
+       {Words{"mixer", "bilstm", "bench.tokens=[5,10,65]", "bench.batch=1", "bench.mode=infer",
+              "bench.samples=1000", "bench.sample_s=0.001", "bench.cell_s=3600"} +
+            kBlock,
+        Words{"model", "bench.mode=infer", "bench.batch=[1,2,3,4,5,6,7,8]", "bench.samples=20",
+              "bench.sample_s=0.05"} +
+            kTiny + tiny_model(),
+        Words{"op", "all", "bench.samples=20", "bench.sample_s=0.02"} + kTiny}) {
+    std::unique_ptr<Process> process = start("bench", arguments + Words{"out.dir=x"});
+    ASSERT_TRUE(process->wait_until([&] { return !timed().empty(); })) << process->wait().err;
+    process->signal(SIGINT);
+    const ProcessResult result = process->wait();
+    expect_failure("bench", result, 1, {"stopped before the end", "metrics.jsonl and report.html of x"});
+    EXPECT_NE(result.out.find("10 %"), std::string::npos) << "no table in\n" << result.out;
+    const auto files = snapshot(folder_ / "x");
+    ASSERT_TRUE(files.contains("report.html"));
+    EXPECT_NE(files.at("report.html").find("stopped before its end"), std::string::npos);
+    EXPECT_FALSE(files.contains("summary.json")) << "only a finished run has it";
+    EXPECT_GT(timed().at(0).at("ms").get<double>(), 0);
+    std::filesystem::remove_all(folder_ / "x");
+  }
 }
 
 TEST_F(Bench, ProfilesStepsWhereItIsAskedTo) {
@@ -177,6 +217,13 @@ TEST_F(Bench, RefusesWhatItDoesNotKnow) {
   refused({"model", "layer_norm"}, {"takes no name", "layer_norm"});
   refused({"wombat"}, {"'wombat'", "verb"});
   refused({"model", "bench.mode=sing"}, {"bench.mode", "infer"});
+  refused({"model", "bench.mode=[]"}, {"bench.mode is empty"});
+  refused({"model", "bench.mixers=[nope]"}, {"nope", "bilstm"});
+  refused({"model", "bench.mixer=nope"}, {"nope", "bilstm"});
+  refused({"mixer", "pool", "bench.mode=[]"}, {"bench.mode is empty"});
+  refused({"mixer", "pool", "bench.tokens=[]"}, {"bench.tokens is empty"});
+  refused({"mixer", "pool", "bench.mixers=[dwconv]"}, {"bench.mixers is for bench mixer all", "pool"});
+  refused({"op", "softmax", "bench.batch=[1,2]"}, {"bench op: bench.batch is one number"});
   refused({"model", "bench.batch=0"}, {"bench.batch"});
   refused({"model", "bench.profile_steps=2"}, {"bench.profile_steps", "out.dir"});
   refused(Words{"model", "bench.mode=distill", "bench.mixer=identity", "bench.batch=1"} + tiny_model(),

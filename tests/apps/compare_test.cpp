@@ -180,10 +180,42 @@ TEST_F(Compare, TimesOursAloneWithoutAPeer) {
   EXPECT_NE(result.out.find("| infer_S_1 | "), std::string::npos);
 }
 
-TEST_F(Compare, RefusesARowThatIsNotThere) {
-  const ProcessResult result = compare({"--only", "infer_S_1,infer_X"});
-  EXPECT_EQ(result.code, 2);
-  EXPECT_NE(result.err.find("there is no row 'infer_X'"), std::string::npos) << result.err;
+TEST_F(Compare, ABudgetOfNothingBeginsNoRow) {
+  const ProcessResult result = compare({"--only", "infer_S_1", "--budget", "0", "--no-peer"});
+  EXPECT_EQ(result.code, 0) << result.err;
+  EXPECT_NE(result.err.find("the budget ends before infer_S_1"), std::string::npos) << result.err;
+  EXPECT_EQ(results("row", "infer_S_1").size(), 0u);
+}
+
+TEST_F(Compare, TimesARowThatIsNamedTwiceOnce) {
+  ASSERT_EQ(compare({"--only", "infer_S_1,infer_S_1", "--rounds", "1", "--no-peer"}).code, 0);
+  EXPECT_EQ(results("what", "row_done").size(), 1u);
+}
+
+TEST_F(Compare, RefusesWhatItDoesNotKnow) {
+  auto refused = [&](const Words& arguments, const std::string& part) {
+    const ProcessResult result = compare(arguments);
+    EXPECT_EQ(result.code, 2) << result.out << result.err;
+    EXPECT_NE(result.err.find(part), std::string::npos) << result.err;
+    EXPECT_EQ(result.err.find("Traceback"), std::string::npos) << result.err;
+    EXPECT_EQ(result.out, "");
+  };
+  refused({"--only", "infer_S_1,infer_X"}, "there is no row 'infer_X'");
+  refused({"--only", ","}, "--only: it names nothing");
+  refused({"--autotune", "infer_X"}, "there is no row 'infer_X'");
+  refused({"--at-once", "0"}, "--at-once: 0 is not at least 1");
+  refused({"--at-once=-1"}, "--at-once: -1 is not at least 1");
+  refused({"--samples", "0"}, "--samples: 0 is not from 3 to 1000");
+  refused({"--rounds", "0"}, "--rounds: 0 is not at least 1");
+  for (const char* budget : {"nan", "inf", "-1"})
+    refused({std::string("--budget=") + budget}, std::string(budget) + " is not at least 0");
+  EXPECT_FALSE(fs::exists(folder_ / "out"));
+  // Modes are the peer's: quick is one, of some row.
+  refused({"--only", "infer_S_1", "--modes", "quick,nope"}, "no row has a mode 'nope'; modes: slow, quick");
+  EXPECT_EQ(results("row", "infer_S_1").size(), 0u);
+  fs::remove_all(folder_ / "out");
+  write_bytes(folder_ / "out", "");
+  refused({"--only", "infer_S_1"}, "--out out: ");
 }
 
 }  // namespace
