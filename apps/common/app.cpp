@@ -30,7 +30,7 @@ static_assert(std::atomic<bool>::is_always_lock_free);
 
 extern "C" void on_stop_signal(int) {
   stop_flag.store(true);
-  constexpr char kText[] = "\nstopping; results so far are being saved (once more: stop at once)\n";
+  constexpr char kText[] = "\nstopping (once more: stop at once)\n";
   if (write(STDERR_FILENO, kText, sizeof kText - 1) < 0) return;
 }
 
