@@ -31,6 +31,15 @@ Init fill(ByIndex value) {
   };
 }
 
+/// `f` of uniform numbers in [0, 1).
+Init of_uniform(double (*f)(double)) {
+  return [f](const Tensor& t, uint64_t key) {
+    uniform(0.5)(t, key);
+    float* p = t.data<float>();
+    for (int64_t i = 0; i < t.numel(); ++i) p[i] = float(f(double(p[i]) + 0.5));
+  };
+}
+
 }  // namespace
 
 Init constant(double value) {
@@ -58,5 +67,26 @@ Init uniform(double limit) {
 }
 
 Init fan_in_uniform(int64_t fan_in) { return uniform(1 / std::sqrt(double(fan_in))); }
+
+Init by_place(double (*f)(int64_t)) {
+  return [f](const Tensor& t, uint64_t) {
+    for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = float(f(i % t.size(-1)));
+  };
+}
+
+Init log_step() {
+  return of_uniform([](double u) { return std::log(0.001) + std::log(100.0) * u; });
+}
+
+Init softplus_step() {
+  return of_uniform([](double u) {
+    const double step = 0.001 * std::pow(100, u);
+    return step + std::log(-std::expm1(-step));  // the inverse of softplus
+  });
+}
+
+Init log_rate() {
+  return of_uniform([](double u) { return std::log(1 + 15 * u); });
+}
 
 }  // namespace occam::init

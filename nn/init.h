@@ -15,5 +15,15 @@ Init trunc_normal(double std);
 Init uniform(double limit);
 /// PyTorch's default of linear and convolution layers and of their biases: uniform within 1/sqrt(fan_in).
 Init fan_in_uniform(int64_t fan_in);
+/// f(n) of the place n in the last axis.
+Init by_place(double (*f)(int64_t n));
+
+// Of state space layers, as in Mamba and S4D: a step size is log-uniform in [0.001, 0.1].
+/// The logarithm of a step size.
+Init log_step();
+/// A bias whose softplus is a step size.
+Init softplus_step();
+/// The logarithm of a rate uniform in [1, 16].
+Init log_rate();
 
 }  // namespace occam::init

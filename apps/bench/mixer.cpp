@@ -25,8 +25,7 @@ namespace {
 int64_t side_of(int64_t tokens) { return int64_t(std::llround(std::sqrt(double(tokens - 1)))); }
 
 MixerShape shape_of(const MixerSweep& s, int64_t tokens) {
-  const int64_t side = side_of(tokens);
-  return {s.dim, s.heads, side, side, 1};
+  return at_tokens({.dim = s.dim, .heads = s.heads, .prefix = 1}, tokens);
 }
 
 /// Multiply-adds of a block with this mixer, for one image.

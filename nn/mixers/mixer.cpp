@@ -1,11 +1,20 @@
 #include "nn/mixers/mixer.h"
 
 #include <algorithm>
+#include <cmath>
 
 #include "core/check.h"
 #include "core/config.h"
 
 namespace occam {
+
+MixerShape at_tokens(MixerShape shape, int64_t tokens) {
+  if (shape.has_grid() && tokens == shape.tokens()) return shape;
+  const int64_t patches = std::max<int64_t>(tokens - shape.prefix, 0);
+  const int64_t side = std::llround(std::sqrt(double(patches)));
+  shape.grid_h = shape.grid_w = side * side == patches ? side : 0;
+  return shape;
+}
 
 Tensor TokenMixer::heads(const Tensor& x) {
   Scope scope(path());
@@ -28,10 +37,10 @@ const MixerEntry& find_mixer(std::string_view name) {
   fail(ErrorKind::usage, fmt::format("no mixer is named \"{}\"; {}", name, name_hint(name, names)));
 }
 
-MixerOptions sized_options(std::string_view name, const MixerShape& shape, MixerOptions options,
-                           int64_t tokens) {
+SizedOptions size_options(std::string_view name, const MixerShape& shape, MixerOptions options,
+                          int64_t tokens) {
   const auto match = options.find("match");
-  if (match == options.end()) return options;
+  if (match == options.end()) return {options, ""};
   const MixerEntry& entry = find_mixer(name);
   const MixerKnob& knob = entry.knob;
   const bool params = match->second == "params";
@@ -42,10 +51,11 @@ MixerOptions sized_options(std::string_view name, const MixerShape& shape, Mixer
               name, knob.option);
   if (tokens == 0) tokens = shape.tokens();
   OCCAM_CHECK(params || tokens > 0, ErrorKind::usage, "mixer {}: match: macs needs a number of tokens", name);
+  const MixerShape at = at_tokens(shape, tokens);
   const std::string matched = match->second;
   options.erase(match);
   auto cost = [&](const MixerEntry& of, const MixerOptions& o) {
-    const MixerLedger ledger = of.ledger(shape, tokens, o);
+    const MixerLedger ledger = of.ledger(at, tokens, o);
     return params ? ledger.params : ledger.macs;
   };
   auto with = [&](int64_t n) {
@@ -53,8 +63,10 @@ MixerOptions sized_options(std::string_view name, const MixerShape& shape, Mixer
     return cost(entry, options);
   };
   const int64_t limit = cost(find_mixer("attention"), {});
-  OCCAM_CHECK(with(0) <= limit, ErrorKind::usage, "mixer {} with {} = {} has {} {} already; attention has {}",
-              name, knob.option, knob.first, with(0), matched, limit);
+  if (const int64_t least = with(0); least > limit)
+    return {{},
+            fmt::format("mixer {} with {} = {} has {} {} already; attention has {}", name, knob.option,
+                        knob.first, least, matched, limit)};
   const int64_t end = (knob.last - knob.first) / knob.step + 1;
   int64_t low = 0, high = 1;  // with(low) fits; with(high) does not, or high is the end
   while (high < end && with(high) <= limit) low = high, high = std::min(2 * high, end);
@@ -63,7 +75,14 @@ MixerOptions sized_options(std::string_view name, const MixerShape& shape, Mixer
     (with(middle) <= limit ? low : high) = middle;
   }
   with(low);
-  return options;
+  return {options, ""};
+}
+
+MixerOptions sized_options(std::string_view name, const MixerShape& shape, MixerOptions options,
+                           int64_t tokens) {
+  SizedOptions sized = size_options(name, shape, std::move(options), tokens);
+  OCCAM_CHECK(sized.refusal.empty(), ErrorKind::usage, "{}", sized.refusal);
+  return sized.options;
 }
 
 std::unique_ptr<TokenMixer> make_mixer(std::string_view name, const MixerShape& shape,

@@ -23,6 +23,10 @@ struct MixerShape {
   int64_t tokens() const { return prefix + grid_h * grid_w; }
 };
 
+/// The shape of the same model on images of `tokens` tokens: a square grid where these are the prefix and a
+/// square, else without a grid. A shape of as many tokens is returned as it is.
+MixerShape at_tokens(MixerShape shape, int64_t tokens);
+
 /// A mixer's own settings as text, checked by the mixer that reads them.
 using MixerOptions = std::map<std::string, std::string>;
 
@@ -47,10 +51,6 @@ class TokenMixer : public Module {
   virtual bool has_tap() const { return true; }
   /// False when the block has no mixing branch at all: no norm before the mixer, nothing added.
   virtual bool has_branch() const { return true; }
-  /// Is the output a matrix of weights (by head and image) times values?
-  virtual bool has_mixing_matrix() const { return false; }
-  /// Does it take images of different numbers of tokens in one batch without padding?
-  virtual bool takes_ragged() const { return false; }
   const MixerShape& mixer_shape() const { return shape_; }
 
  protected:
@@ -62,39 +62,44 @@ class TokenMixer : public Module {
   MixerShape shape_;
 };
 
-/// The option that sizes a mixer: `first`, first + step, ... up to `last` are values that its kernels like.
-/// Parameters and multiply-adds grow with it.
+/// The option that sizes a mixer: `first`, first + step, ... up to `last`, the largest that the option takes,
+/// are values that its kernels like. Parameters and multiply-adds grow with it.
 struct MixerKnob {
-  const char* option = nullptr;  // null: nothing sizes it
-  int64_t first = 1, step = 1, last = 1 << 20;
+  const char* option;  // null: nothing sizes it
+  int64_t first, step, last;
 };
 
-/// One kind of mixer: nn/mixers/<folder>/mixer.cpp ends with OCCAM_REGISTER_MIXER(<folder>, {...}).
+/// One kind of mixer, made by OCCAM_REGISTER_MIXER (nn/mixers/options.h).
 struct MixerEntry {
-  const char* name;
+  const char* name;   // its folder's
   const char* about;  // one line for help
-  /// Throws Error{usage} for an option it does not know or a value out of range.
+  /// Both throw Error{usage} for an option it does not know, a value out of range and a grid that is missing.
   std::unique_ptr<TokenMixer> (*make)(const MixerShape&, const MixerOptions&);
   MixerLedger (*ledger)(const MixerShape&, int64_t tokens, const MixerOptions&);
-  MixerKnob knob = {};
+  MixerKnob knob;
+  bool needs_grid;
 };
 
 /// Every mixer, in folder order.
 const std::vector<MixerEntry>& mixer_table();
 /// Throws Error{usage} listing the known names.
 const MixerEntry& find_mixer(std::string_view name);
+/// Options, or why no value of the knob is small enough.
+struct SizedOptions {
+  MixerOptions options;
+  std::string refusal;  // empty: they fit
+};
 /// Options of any mixer with a knob may say `match: params` or `match: macs` in the knob's place: these are
-/// the options with the largest value of the knob that costs no more than softmax attention of the same
+/// the options with the largest step of the knob that costs no more than softmax attention of the same
 /// shape (macs: for `tokens` tokens, by default the shape's). Others are returned as they are. Throws
-/// Error{usage} when there is no knob, when it is set too, and when its first value costs more already.
+/// Error{usage} when there is no knob, when it is set too, and for what the mixer itself refuses.
+SizedOptions size_options(std::string_view name, const MixerShape& shape, MixerOptions options,
+                          int64_t tokens = 0);
+/// The same where a refusal is an Error{usage} too.
 MixerOptions sized_options(std::string_view name, const MixerShape& shape, MixerOptions options,
                            int64_t tokens = 0);
 /// `options` as in sized_options().
 std::unique_ptr<TokenMixer> make_mixer(std::string_view name, const MixerShape& shape,
                                        const MixerOptions& options = {});
-
-#define OCCAM_REGISTER_MIXER(folder, ...)                                                                   \
-  void register_mixer_##folder(std::vector<MixerEntry>& table) { table.push_back(MixerEntry __VA_ARGS__); } \
-  static_assert(true)
 
 }  // namespace occam

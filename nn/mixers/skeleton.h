@@ -4,12 +4,11 @@
 //   v     = core(u)                                [b,t,h,k], directions side by side: k = 2w as a rule
 //   heads = head_proj(v), each head's own layer    [b,t,h,w] -> [b,t,c], back in the model's order: the tap
 //   y     = proj(heads)                            the projection of the mixer before it, taken over
+#include <bit>
 #include <functional>
 
 #include "nn/init.h"
-#include "nn/mixers/mixer.h"
 #include "nn/mixers/options.h"
-#include "nn/mixers/scan_order.h"
 
 namespace occam {
 
@@ -71,6 +70,11 @@ class SkeletonMixer : public TokenMixer {
   Linear proj_;
   TokenOrder order_;
 };
+
+/// Steps of a scan of t tokens, which is a tree of ceil(log2 t), after its gates.
+inline int64_t tree_depth(int64_t tokens) {
+  return 1 + int64_t(std::bit_width(uint64_t(tokens > 0 ? tokens - 1 : 0)));
+}
 
 /// The ledger of a skeleton round a core of `width` channels a head that costs `core` by itself.
 MixerLedger skeleton_ledger(const MixerShape& shape, int64_t tokens, const MixerLedger& core, int64_t width,

@@ -6,12 +6,13 @@
 #include "core/vmath.h"
 #include "ops/blas.h"
 #include "ops/matrix_scan/kernel.h"
+#include "ops/matrix_scan/op.h"
 
 namespace occam::kernels {
 
 namespace {
 
-constexpr int64_t kChunk = 64;  // tokens
+constexpr int64_t kChunk = kMatrixScanChunk;
 
 /// d[m,n] = op(a) op(b) + beta d, all packed.
 template <class T>

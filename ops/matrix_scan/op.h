@@ -3,6 +3,9 @@
 
 namespace occam {
 
+/// Tokens that a chunk takes at once; chunks follow one another.
+inline constexpr int64_t kMatrixScanChunk = 64;
+
 /// What a scan may have beside its products; all optional.
 struct MatrixScanOptions {
   Tensor scale;        // u [b,t,2,h]: weight of what each token adds to the state

@@ -95,6 +95,54 @@ TEST(MixerLedger, ClosedFormsEqualParametersAndPlan) {
     }
 }
 
+TEST(MixerShape, AtOtherLengths) {
+  const MixerShape tall{24, 2, 3, 12, 1}, none{24, 2};
+  auto grid = [](const MixerShape& s) { return std::pair{s.grid_h, s.grid_w}; };
+  EXPECT_EQ(grid(at_tokens(tall, 37)), std::pair(int64_t{3}, int64_t{12})) << "its own length";
+  EXPECT_EQ(grid(at_tokens(tall, 577)), std::pair(int64_t{24}, int64_t{24}));
+  EXPECT_EQ(grid(at_tokens(none, 16)), std::pair(int64_t{4}, int64_t{4}));
+  for (int64_t tokens : {0, 1, 3, 576, 578}) EXPECT_FALSE(at_tokens(tall, tokens).has_grid()) << tokens;
+  EXPECT_EQ(grid(at_tokens(tall, (1 << 24) + 1)), std::pair(int64_t{4096}, int64_t{4096}));
+}
+
+TEST(MixerTable, RefusesUnknownOptions) {
+  const MixerShape s{24, 2, 4, 4, 1};
+  for (const MixerEntry& entry : mixer_table()) {
+    SCOPED_TRACE(entry.name);
+    EXPECT_OCCAM_ERROR(entry.make(s, {{"foo", "1"}}), ErrorKind::usage,
+                       std::string("options of mixer ") + entry.name);
+    EXPECT_OCCAM_ERROR(entry.ledger(s, 17, {{"foo", "1"}}), ErrorKind::usage, "foo");
+  }
+}
+
+TEST(MixerTable, WantsAGridWhereItSaysSo) {
+  std::vector<std::string> on_grids;
+  for (const MixerEntry& entry : mixer_table()) {
+    if (!entry.needs_grid) {
+      EXPECT_NE(make_mixer(entry.name, {24, 2}), nullptr) << entry.name;
+      continue;
+    }
+    on_grids.emplace_back(entry.name);
+    EXPECT_OCCAM_ERROR(entry.make({24, 2}, {}), ErrorKind::usage, "needs a patch grid");
+    EXPECT_OCCAM_ERROR(entry.ledger({24, 2}, 17, {}), ErrorKind::usage, "needs a patch grid");
+  }
+  EXPECT_EQ(on_grids, (std::vector<std::string>{"bilstm2d", "dwconv", "token_mlp"}));
+}
+
+// A step beyond the last is refused, so the range of the option and that of the knob are one.
+TEST(MixerTable, KnobsStayWithinTheirOptions) {
+  const MixerShape s{24, 2, 4, 4, 1};
+  for (const MixerEntry& entry : mixer_table()) {
+    const MixerKnob& k = entry.knob;
+    if (!k.option) continue;
+    SCOPED_TRACE(entry.name);
+    EXPECT_EQ((k.last - k.first) % k.step, 0);
+    for (int64_t n : {k.first, k.last}) EXPECT_NO_THROW(entry.ledger(s, 17, {{k.option, std::to_string(n)}}));
+    EXPECT_OCCAM_ERROR(entry.ledger(s, 17, {{k.option, std::to_string(k.last + k.step)}}), ErrorKind::usage,
+                       k.option);
+  }
+}
+
 // DeiT-Tiny at 197 tokens: attention has 148,224 parameters and 43,951,488 multiply-adds. A bilstm of hidden
 // 24 has 135,360 parameters, of 32 156,672; of 48 43,573,248 multiply-adds, of 56 more.
 TEST(Match, IsTheLargestThatCostsNoMore) {
@@ -106,14 +154,15 @@ TEST(Match, IsTheLargestThatCostsNoMore) {
   EXPECT_EQ(hidden("macs"), "48");
   EXPECT_EQ(hidden("params", 4097), "24");
   EXPECT_NE(hidden("macs", 4097), "48");
+  // Another length is another grid.
+  EXPECT_EQ(sized_options("bilstm2d", s, {{"match", "macs"}}, 577),
+            sized_options("bilstm2d", {192, 3, 24, 24, 1}, {{"match", "macs"}}));
   for (const MixerEntry& entry : mixer_table()) {
     if (!entry.knob.option) continue;
     for (const char* match : {"params", "macs"}) {
-      MixerOptions options;
-      try {
-        options = sized_options(entry.name, s, {{"match", match}});
-      } catch (const Error& e) {  // mamba2 has more parameters than attention whatever its state
-        EXPECT_NE(std::string(e.what()).find("already"), std::string::npos) << e.what();
+      auto [options, refusal] = size_options(entry.name, s, {{"match", match}});
+      if (!refusal.empty()) {  // mamba2 has more parameters than attention whatever its state
+        EXPECT_NE(refusal.find("already"), std::string::npos) << refusal;
         continue;
       }
       auto cost = [&](const char* name, const MixerOptions& o) {
@@ -145,6 +194,7 @@ TEST(Match, Refusals) {
   };
   refuse("pool", {{"match", "params"}}, s, "mixer pool has nothing that a match could size");
   refuse("bilstm", {{"match", "size"}}, s, "expected params or macs");
+  refuse("bilstm", {{"match", "params"}, {"hiden", "8"}}, s, "hiden");
   refuse("bilstm", {{"match", "params"}, {"hidden", "8"}}, s, "either hidden or match");
   refuse("bilstm", {{"match", "macs"}}, {192, 3}, "needs a number of tokens");
   refuse("bilstm", {{"match", "params"}}, {16, 16, 4, 4, 1}, "with hidden = 8 has");

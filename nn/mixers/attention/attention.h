@@ -1,5 +1,5 @@
 #pragma once
-#include "nn/mixers/mixer.h"
+#include "nn/mixers/options.h"
 
 namespace occam {
 
@@ -11,7 +11,6 @@ class Attention : public TokenMixer {
   const char* kind() const override { return "Attention"; }
   Shape plan(const Shape& x, Plan& plan) const override;
   Linear* proj() override { return &proj_; }
-  bool has_mixing_matrix() const override { return true; }
 
   /// Called in every forward with qkv [b, t, 3, h, d] in the compute dtype; one listener, an empty function
   /// removes it.
@@ -25,6 +24,16 @@ class Attention : public TokenMixer {
   std::function<void(const Tensor&)> on_qkv_;
 };
 
-MixerLedger attention_ledger(const MixerShape& shape, int64_t tokens);
+/// What mixers that are softmax attention register.
+struct AttentionMixer {
+  using Options = NoOptions;
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options&) {
+    return std::make_unique<Attention>(s);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options&) {
+    const int64_t d = s.dim;
+    return {4 * d * d + 4 * d, 4 * t * d * d + 2 * t * t * d, 1};
+  }
+};
 
 }  // namespace occam

@@ -1,5 +1,4 @@
 #include "nn/mixers/attention/attention.h"
-#include "nn/mixers/options.h"
 #include "nn/plan.h"
 #include "ops/attention/op.h"
 #include "ops/view/op.h"
@@ -26,19 +25,14 @@ Shape Attention::plan(const Shape& x, Plan& plan) const {
   return plan.run(proj_, x);
 }
 
-MixerLedger attention_ledger(const MixerShape& s, int64_t t) {
-  const int64_t d = s.dim;
-  return {4 * d * d + 4 * d, 4 * t * d * d + 2 * t * t * d, 1};
-}
+namespace {
 
-OCCAM_REGISTER_MIXER(attention,
-                     {"attention", "softmax attention (qkv, proj)",
-                      [](const MixerShape& s, const MixerOptions& o) -> std::unique_ptr<TokenMixer> {
-                        read_options<NoOptions>("attention", o);
-                        return std::make_unique<Attention>(s);
-                      },
-                      [](const MixerShape& s, int64_t t, const MixerOptions&) {
-                        return attention_ledger(s, t);
-                      }});
+struct Softmax : AttentionMixer {
+  static constexpr auto about = "softmax attention (qkv, proj)";
+};
+
+}  // namespace
+
+OCCAM_REGISTER_MIXER(attention, Softmax);
 
 }  // namespace occam

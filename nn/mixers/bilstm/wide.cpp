@@ -116,11 +116,16 @@ class Converter {
 
 }  // namespace
 
-NamedTensors blocks_of_wide_lstm(const NamedTensors& tensors, int64_t heads) {
-  Converter convert(tensors, heads);
+std::vector<std::string> wide_lstms(const NamedTensors& tensors) {
   std::vector<std::string> lstms;
   for (const auto& [name, tensor] : tensors)
     if (name.ends_with(kMark)) lstms.push_back(name.substr(0, name.size() - kMark.size()));
+  return lstms;
+}
+
+NamedTensors blocks_of_wide_lstm(const NamedTensors& tensors, int64_t heads) {
+  Converter convert(tensors, heads);
+  const std::vector<std::string> lstms = wide_lstms(tensors);
   auto of_lstm = [&](const std::string& name) {
     return std::any_of(lstms.begin(), lstms.end(), [&](const std::string& x) {
       return name.starts_with(x + ".") && name.find("_l0", x.size()) != std::string::npos;

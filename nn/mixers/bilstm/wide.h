@@ -5,6 +5,8 @@
 
 namespace occam {
 
+/// The names X of all nn.LSTMs below.
+std::vector<std::string> wide_lstms(const NamedTensors& tensors);
 /// Where `tensors` hold a bidirectional PyTorch nn.LSTM X (X.weight_ih_l0 [4hk, hw], X.weight_hh_l0 [4hk,
 /// hk], X.bias_ih_l0 and X.bias_hh_l0 [4hk], and the same with _reverse), X.weight_ih, ... of `heads` blocks
 /// take its place (see README.md). A wide `head_proj` ([hw, 2hk], bias [hw]) becomes [h, w, 2k] and [h, w];

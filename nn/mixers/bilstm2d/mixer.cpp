@@ -11,21 +11,6 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t hidden = 0;
-
-  template <class V>
-  void visit(V& v) {
-    v("hidden", hidden, "width of each head's state in each of the four directions; 0 = the head's width",
-      Range{0, 65536});
-  }
-};
-
-int64_t hidden_of(const MixerShape& s, const MixerOptions& given) {
-  const int64_t hidden = read_options<Options>("bilstm2d", given).hidden;
-  return hidden > 0 ? hidden : s.head_dim();
-}
-
 /// [b, t, h, w] -> [b, t, h, 4k]: the states along the token's row, then those along its column.
 class GridLstm : public Module {
  public:
@@ -84,25 +69,27 @@ class GridLstm : public Module {
   HeadLstm row_, column_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  OCCAM_CHECK(s.has_grid(), ErrorKind::usage, "bilstm2d needs a patch grid");
-  const int64_t k = hidden_of(s, given);
-  return std::make_unique<SkeletonMixer>("BiLstm2d", s,
-                                         MixerCore{"rnn", std::make_unique<GridLstm>(s, k), 4 * k});
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t w = s.head_dim(), k = hidden_of(s, given);
-  const int64_t steps = s.grid_h * (s.prefix + s.grid_w) + s.grid_w * (s.prefix + s.grid_h);
-  return skeleton_ledger(s, t,
-                         {2 * HeadLstm::params(s.heads, w, k), steps * HeadLstm::macs(s.heads, w, k),
-                          s.prefix + std::max(s.grid_h, s.grid_w)},
-                         4 * k);
-}
+struct BiLstm2d {
+  using Options = HiddenOptions;
+  static constexpr auto about = "bidirectional LSTMs a head along rows and along columns";
+  static constexpr bool needs_grid = true;
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    const int64_t k = o.hidden_of(s);
+    return std::make_unique<SkeletonMixer>("BiLstm2d", s,
+                                           MixerCore{"rnn", std::make_unique<GridLstm>(s, k), 4 * k});
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t w = s.head_dim(), k = o.hidden_of(s);
+    const int64_t steps = s.grid_h * (s.prefix + s.grid_w) + s.grid_w * (s.prefix + s.grid_h);
+    return skeleton_ledger(s, t,
+                           {2 * HeadLstm::params(s.heads, w, k), steps * HeadLstm::macs(s.heads, w, k),
+                            s.prefix + std::max(s.grid_h, s.grid_w)},
+                           4 * k);
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(bilstm2d, {"bilstm2d", "bidirectional LSTMs a head along rows and along columns", make,
-                                ledger, MixerKnob{"hidden", 8, 8}});
+OCCAM_REGISTER_MIXER(bilstm2d, BiLstm2d);
 
 }  // namespace occam

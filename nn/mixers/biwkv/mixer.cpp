@@ -40,28 +40,21 @@ class HeadWkv : public Module {
   Parameter &decay_, &bonus_;
 };
 
-struct Options {
-  ScanOptions scan;
-
-  template <class V>
-  void visit(V& v) {
-    scan.visit(v);
+struct BiWkv {
+  using Options = ScanOptions;
+  static constexpr auto about = "Vision-RWKV's bidirectional averages with decay";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& scan) {
+    return std::make_unique<SkeletonMixer>(
+        "BiWkv", s, MixerCore{"wkv", std::make_unique<HeadWkv>(s), s.head_dim()}, scan);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options&) {
+    const int64_t kvr = 3 * s.dim * s.head_dim();
+    return skeleton_ledger(s, t, {kvr + 2 * s.dim, t * (kvr + 4 * s.dim), t}, s.head_dim());
   }
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  return std::make_unique<SkeletonMixer>("BiWkv", s,
-                                         MixerCore{"wkv", std::make_unique<HeadWkv>(s), s.head_dim()},
-                                         read_options<Options>("biwkv", given).scan);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions&) {
-  const int64_t kvr = 3 * s.dim * s.head_dim();
-  return skeleton_ledger(s, t, {kvr + 2 * s.dim, t * (kvr + 4 * s.dim), t}, s.head_dim());
-}
-
 }  // namespace
 
-OCCAM_REGISTER_MIXER(biwkv, {"biwkv", "Vision-RWKV's bidirectional averages with decay", make, ledger});
+OCCAM_REGISTER_MIXER(biwkv, BiWkv);
 
 }  // namespace occam

@@ -1,4 +1,3 @@
-#include "core/check.h"
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/dwconv/op.h"
@@ -7,23 +6,6 @@
 namespace occam {
 
 namespace {
-
-struct Options {
-  int64_t kernel = 3;
-
-  template <class V>
-  void visit(V& v) {
-    v("kernel", kernel, "side of the square window on the patch grid; odd", Range{1, 1023});
-  }
-};
-
-Options read(const MixerShape& s, const MixerOptions& given) {
-  const Options options = read_options<Options>("dwconv", given);
-  OCCAM_CHECK(options.kernel % 2 == 1, ErrorKind::usage, "options of mixer dwconv: kernel {} is not odd",
-              options.kernel);
-  OCCAM_CHECK(s.has_grid(), ErrorKind::usage, "mixer dwconv needs the model's patch grid");
-  return options;
-}
 
 class GridConvolution : public Module {
  public:
@@ -52,20 +34,32 @@ class GridConvolution : public Module {
   Parameter &weight_, &prefix_, &bias_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  return std::make_unique<SkeletonMixer>(
-      "DepthwiseConvolution", s,
-      MixerCore{"conv", std::make_unique<GridConvolution>(s, read(s, given).kernel), s.head_dim()});
-}
+struct DepthwiseConvolution {
+  struct Options {
+    static constexpr MixerKnob knob{"kernel", 1, 2, 1023};
+    int64_t kernel = 3;
 
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t k = read(s, given).kernel, d = s.dim, patches = t - s.prefix;
-  return skeleton_ledger(s, t, {d * (k * k + 3), d * (patches * k * k + 2 * s.prefix), 1}, s.head_dim());
-}
+    template <class V>
+    void visit(V& v) {
+      v("kernel", kernel, "side of the square window on the patch grid; odd", Range{1, knob.last});
+    }
+    void check() const { OCCAM_CHECK(kernel % 2 == 1, ErrorKind::usage, "kernel {} is not odd", kernel); }
+  };
+  static constexpr auto about = "depthwise convolution over the patch grid";
+  static constexpr bool needs_grid = true;
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "DepthwiseConvolution", s,
+        MixerCore{"conv", std::make_unique<GridConvolution>(s, o.kernel), s.head_dim()});
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t k = o.kernel, d = s.dim, patches = t - s.prefix;
+    return skeleton_ledger(s, t, {d * (k * k + 3), d * (patches * k * k + 2 * s.prefix), 1}, s.head_dim());
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(dwconv, {"dwconv", "depthwise convolution over the patch grid", make, ledger,
-                              MixerKnob{"kernel", 1, 2}});
+OCCAM_REGISTER_MIXER(dwconv, DepthwiseConvolution);
 
 }  // namespace occam

@@ -20,14 +20,17 @@ class Identity : public TokenMixer {
   }
 };
 
+struct Removed {
+  using Options = NoOptions;
+  static constexpr auto about = "removes attention whole: block = x + mlp(norm2(x))";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options&) {
+    return std::make_unique<Identity>(s);
+  }
+  static MixerLedger ledger(const MixerShape&, int64_t, const Options&) { return {}; }
+};
+
 }  // namespace
 
-OCCAM_REGISTER_MIXER(identity,
-                     {"identity", "removes attention whole: block = x + mlp(norm2(x))",
-                      [](const MixerShape& s, const MixerOptions& o) -> std::unique_ptr<TokenMixer> {
-                        read_options<NoOptions>("identity", o);
-                        return std::make_unique<Identity>(s);
-                      },
-                      [](const MixerShape&, int64_t, const MixerOptions&) { return MixerLedger{}; }});
+OCCAM_REGISTER_MIXER(identity, Removed);
 
 }  // namespace occam

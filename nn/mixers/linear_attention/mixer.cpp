@@ -13,7 +13,7 @@ namespace occam {
 
 namespace {
 
-struct Options : KeyOptions {
+struct FeatureOptions : KeyOptions {
   std::string feature = "elu", gate = "none";
 
   template <class V>
@@ -32,7 +32,7 @@ struct Options : KeyOptions {
 /// `linear`: all pairs of tokens by products of features.
 class FeatureProducts : public Module {
  public:
-  FeatureProducts(const MixerShape& s, const Options& o)
+  FeatureProducts(const MixerShape& s, const FeatureOptions& o)
       : n_(o.key_of(s)),
         macs_(scan_macs(s, 1, n_)),
         floor_(o.floor()),
@@ -42,8 +42,8 @@ class FeatureProducts : public Module {
     if (o.gated()) {
       gate_ = std::make_unique<GroupedLinear>(s.heads, s.head_dim(), 2, false);
       sub("gate", *gate_);
-      gate_bias_ = &param("gate_bias", {2, s.heads}, new_step_bias());
-      a_log_ = &param("a_log", {2, s.heads}, new_rate_log());
+      gate_bias_ = &param("gate_bias", {2, s.heads}, init::softplus_step());
+      a_log_ = &param("a_log", {2, s.heads}, init::log_rate());
     }
   }
   const char* kind() const override { return "FeatureProducts"; }
@@ -87,26 +87,24 @@ class FeatureProducts : public Module {
   Parameter *gate_bias_ = nullptr, *a_log_ = nullptr;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options o = read_options<Options>("linear_attention", given);
-  return std::make_unique<SkeletonMixer>(
-      "LinearAttention", s, MixerCore{"linear", std::make_unique<FeatureProducts>(s, o), s.head_dim()},
-      o.scan);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const Options o = read_options<Options>("linear_attention", given);
-  const int64_t n = o.key_of(s), gate = o.gated() ? 2 * s.dim : 0,
-                weights = s.dim * (2 * n + s.head_dim()) + gate;
-  const int64_t params = weights + (o.gated() ? 4 * s.heads : 0);
-  return skeleton_ledger(s, t, {params, t * weights + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
-}
+struct LinearAttention {
+  using Options = FeatureOptions;
+  static constexpr auto about = "attention whose weights are products of features, with or without decay";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "LinearAttention", s, MixerCore{"linear", std::make_unique<FeatureProducts>(s, o), s.head_dim()},
+        o.scan);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t n = o.key_of(s), gate = o.gated() ? 2 * s.dim : 0,
+                  weights = s.dim * (2 * n + s.head_dim()) + gate;
+    const int64_t params = weights + (o.gated() ? 4 * s.heads : 0);
+    return skeleton_ledger(s, t, {params, t * weights + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(linear_attention,
-                     {"linear_attention",
-                      "attention whose weights are products of features, with or without decay", make, ledger,
-                      MixerKnob{"key", 8, 8}});
+OCCAM_REGISTER_MIXER(linear_attention, LinearAttention);
 
 }  // namespace occam

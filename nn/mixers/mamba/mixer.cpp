@@ -1,7 +1,5 @@
-#include <bit>
 #include <cmath>
 
-#include "core/check.h"
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/activation/op.h"
@@ -16,52 +14,35 @@ namespace occam {
 
 namespace {
 
-struct Options {
+struct SelectiveOptions {
+  static constexpr MixerKnob knob{"state", 4, 4, 64};
   int64_t state = 16, conv = 4, dt_rank = 0;
   bool cross_scan = false;
   ScanOptions scan;
 
   template <class V>
   void visit(V& v) {
-    v("state", state, "states of each channel in each direction", Range{1, 64});
+    v("state", state, "states of each channel in each direction", Range{1, knob.last});
     v("conv", conv, "taps of the convolution before the scan", Range{1, 8});
     v("dt_rank", dt_rank, "width that the step sizes are computed through; 0 = a sixteenth of the channels",
       Range{0, 65536});
     v("cross_scan", cross_scan, "scan the columns of the patch grid beside its rows, four directions in all");
     scan.visit(v);
   }
+  void check() const {
+    OCCAM_CHECK(!cross_scan || scan.scan == "row", ErrorKind::usage,
+                "cross_scan has rows and columns, so `scan` stays row");
+  }
   int64_t rank_of(const MixerShape& s) const { return dt_rank > 0 ? dt_rank : (s.dim + 15) / 16; }
 };
 
-Options options_of(const MixerOptions& given) {
-  const Options o = read_options<Options>("mamba", given);
-  OCCAM_CHECK(!o.cross_scan || o.scan.scan == "row", ErrorKind::usage,
-              "mixer mamba: cross_scan has rows and columns, so `scan` stays row");
-  return o;
-}
-
-/// Values by index instead of chance.
-Init by_index(double (*of)(int64_t index, int64_t last_axis)) {
-  return [of](const Tensor& t, uint64_t) {
-    for (int64_t i = 0; i < t.numel(); ++i) t.data<float>()[i] = float(of(i, t.size(-1)));
-  };
-}
 /// A = -1, -2, ... -n.
-double rate_log(int64_t i, int64_t n) { return std::log(double(1 + i % n)); }
-/// The bias whose softplus is log-uniform in [0.001, 0.1].
-void step_bias(const Tensor& t, uint64_t key) {
-  init::uniform(0.5)(t, key);
-  float* p = t.data<float>();
-  for (int64_t i = 0; i < t.numel(); ++i) {
-    const double step = 0.001 * std::pow(100, double(p[i]) + 0.5);
-    p[i] = float(step + std::log(-std::expm1(-step)));
-  }
-}
+double rate_log(int64_t n) { return std::log(double(1 + n)); }
 
 /// Both directions along one order of the tokens: [b,t,c] -> [b,t,h,2w].
 class DirectionPair : public Module {
  public:
-  DirectionPair(const MixerShape& s, const Options& o)
+  DirectionPair(const MixerShape& s, const SelectiveOptions& o)
       : heads_(s.heads),
         state_(o.state),
         rank_(o.rank_of(s)),
@@ -69,8 +50,8 @@ class DirectionPair : public Module {
         conv_bias_(param("conv_bias", {2, s.dim}, init::fan_in_uniform(o.conv))),
         x_proj_(param("x_proj", {2, rank_ + 2 * state_, s.dim}, init::fan_in_uniform(s.dim))),
         dt_proj_(param("dt_proj", {2, s.dim, rank_}, init::fan_in_uniform(rank_))),
-        dt_bias_(param("dt_bias", {2, s.dim}, step_bias)),
-        a_log_(param("a_log", {2, s.dim, state_}, by_index(rate_log))),
+        dt_bias_(param("dt_bias", {2, s.dim}, init::softplus_step())),
+        a_log_(param("a_log", {2, s.dim, state_}, init::by_place(rate_log))),
         skip_(param("skip", {2, s.dim}, init::ones())) {}
   const char* kind() const override { return "DirectionPair"; }
   Shape plan(const Shape& x, Plan& plan) const override {
@@ -98,7 +79,7 @@ class DirectionPair : public Module {
 /// `ssm`: the scans of one order or two, gated.
 class SelectiveStates : public Module {
  public:
-  SelectiveStates(const MixerShape& s, const Options& o)
+  SelectiveStates(const MixerShape& s, const SelectiveOptions& o)
       : shape_(s),
         in_proj_(s.dim, 2 * s.dim, {.bias = false, .weight = init::fan_in_uniform(s.dim)}),
         scan_(s, o),
@@ -142,28 +123,26 @@ class SelectiveStates : public Module {
   TokenOrder row_order_, column_order_;
 };
 
-constexpr SkeletonParts kParts{.pre = false, .head_bias = false};
-
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options options = options_of(given);
-  return std::make_unique<SkeletonMixer>(
-      "Mamba", s, MixerCore{"ssm", std::make_unique<SelectiveStates>(s, options), 2 * s.head_dim()},
-      options.cross_scan ? ScanOptions{} : options.scan, kParts);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const Options o = options_of(given);
-  const int64_t c = s.dim, n = o.state, r = o.rank_of(s), orders = o.cross_scan ? 2 : 1;
-  const int64_t products = o.conv + r + 2 * n + r;  // a channel and direction: convolution, x_proj, dt_proj
-  const MixerLedger core{2 * c * c + orders * 2 * c * (products + n + 3),
-                         t * (2 * c * c + orders * 2 * c * (products + 2 * n)),
-                         1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)))};
-  return skeleton_ledger(s, t, core, 2 * s.head_dim(), kParts);
-}
+struct Mamba {
+  using Options = SelectiveOptions;
+  static constexpr auto about = "selective states of every channel in both directions, or in four";
+  static constexpr SkeletonParts parts{.pre = false, .head_bias = false};
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "Mamba", s, MixerCore{"ssm", std::make_unique<SelectiveStates>(s, o), 2 * s.head_dim()},
+        o.cross_scan ? ScanOptions{} : o.scan, parts);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t c = s.dim, n = o.state, r = o.rank_of(s), orders = o.cross_scan ? 2 : 1;
+    const int64_t products = o.conv + r + 2 * n + r;  // a channel and direction: convolution, x_proj, dt_proj
+    const MixerLedger core{2 * c * c + orders * 2 * c * (products + n + 3),
+                           t * (2 * c * c + orders * 2 * c * (products + 2 * n)), tree_depth(t)};
+    return skeleton_ledger(s, t, core, 2 * s.head_dim(), parts);
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(mamba, {"mamba", "selective states of every channel in both directions, or in four",
-                             make, ledger, MixerKnob{"state", 4, 4, 64}});
+OCCAM_REGISTER_MIXER(mamba, Mamba);
 
 }  // namespace occam

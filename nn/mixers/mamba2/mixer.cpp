@@ -11,13 +11,14 @@ namespace occam {
 
 namespace {
 
-struct Options {
+struct StateOptions {
+  static constexpr MixerKnob knob{"state", 8, 8, 65536};
   int64_t state = 128, conv = 4;
   ScanOptions scan;
 
   template <class V>
   void visit(V& v) {
-    v("state", state, "rows of each head's state in each direction", Range{1, 65536});
+    v("state", state, "rows of each head's state in each direction", Range{1, knob.last});
     v("conv", conv, "taps of the convolution before the scan", Range{1, 8});
     scan.visit(v);
   }
@@ -26,15 +27,15 @@ struct Options {
 /// `ssm`: two state space layers, one a direction, with all heads of each.
 class StateSpace : public Module {
  public:
-  StateSpace(const MixerShape& s, const Options& o)
+  StateSpace(const MixerShape& s, const StateOptions& o)
       : shape_(s),
         state_(o.state),
         in_proj_(s.dim, 2 * wide(), bare_linear(s.dim)),
         dt_proj_(s.dim, 2 * s.heads, bare_linear(s.dim)),
         conv_weight_(param("conv_weight", {2, mixed(), o.conv}, init::fan_in_uniform(o.conv))),
         conv_bias_(param("conv_bias", {2, mixed()}, init::fan_in_uniform(o.conv))),
-        dt_bias_(param("dt_bias", {2, s.heads}, new_step_bias())),
-        a_log_(param("a_log", {2, s.heads}, new_rate_log())),
+        dt_bias_(param("dt_bias", {2, s.heads}, init::softplus_step())),
+        a_log_(param("a_log", {2, s.heads}, init::log_rate())),
         skip_(param("skip", {2, s.heads}, init::ones())),
         norm_weight_(param("norm_weight", {2, s.heads, s.head_dim()}, init::ones())) {
     sub("in_proj", in_proj_);
@@ -81,26 +82,24 @@ class StateSpace : public Module {
   Parameter &conv_weight_, &conv_bias_, &dt_bias_, &a_log_, &skip_, &norm_weight_;
 };
 
-constexpr SkeletonParts kParts{.pre = false, .head_bias = false};
-
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options options = read_options<Options>("mamba2", given);
-  return std::make_unique<SkeletonMixer>(
-      "Mamba2", s, MixerCore{"ssm", std::make_unique<StateSpace>(s, options), 2 * s.head_dim()}, options.scan,
-      kParts);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const Options o = read_options<Options>("mamba2", given);
-  const int64_t d = s.dim, mixed = d + 2 * o.state, in = d * (d + mixed + s.heads);
-  const MixerLedger core{2 * (in + mixed * (o.conv + 1) + 3 * s.heads + d),
-                         2 * t * (in + mixed * o.conv + 2 * d * o.state), scan_depth(t)};
-  return skeleton_ledger(s, t, core, 2 * s.head_dim(), kParts);
-}
+struct Mamba2 {
+  using Options = StateOptions;
+  static constexpr auto about = "a selective state space with matrix states in both directions";
+  static constexpr SkeletonParts parts{.pre = false, .head_bias = false};
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "Mamba2", s, MixerCore{"ssm", std::make_unique<StateSpace>(s, o), 2 * s.head_dim()}, o.scan, parts);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t d = s.dim, mixed = d + 2 * o.state, in = d * (d + mixed + s.heads);
+    const MixerLedger core{2 * (in + mixed * (o.conv + 1) + 3 * s.heads + d),
+                           2 * t * (in + mixed * o.conv + 2 * d * o.state), scan_depth(t)};
+    return skeleton_ledger(s, t, core, 2 * s.head_dim(), parts);
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(mamba2, {"mamba2", "a selective state space with matrix states in both directions", make,
-                              ledger, MixerKnob{"state", 8, 8}});
+OCCAM_REGISTER_MIXER(mamba2, Mamba2);
 
 }  // namespace occam

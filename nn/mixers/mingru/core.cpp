@@ -1,7 +1,5 @@
 #include "nn/mixers/mingru/core.h"
 
-#include <bit>
-
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/linear/op.h"
@@ -10,23 +8,6 @@
 namespace occam {
 
 namespace {
-
-struct Options {
-  int64_t hidden = 0;
-  std::string gates = "head";
-  ScanOptions scan;
-
-  template <class V>
-  void visit(V& v) {
-    v("hidden", hidden, "width of each head's state in each direction; 0 = the head's width",
-      Range{0, 65536});
-    v("gates", gates, "what a gate sees of a token: its head's channels or all of them",
-      Choices{"head", "dense"});
-    scan.visit(v);
-  }
-  int64_t hidden_of(const MixerShape& s) const { return hidden > 0 ? hidden : s.head_dim(); }
-  bool is_dense() const { return gates == "dense"; }
-};
 
 /// `rnn` with gates of every head's own channels.
 class HeadGates : public Module {
@@ -87,9 +68,8 @@ class DenseGates : public Module {
 
 }  // namespace
 
-std::unique_ptr<TokenMixer> make_min_rnn(const char* name, const char* kind, GatedCell cell,
-                                         const MixerShape& s, const MixerOptions& given) {
-  const Options options = read_options<Options>(name, given);
+std::unique_ptr<TokenMixer> make_min_rnn(const char* kind, GatedCell cell, const MixerShape& s,
+                                         const MinRnnOptions& options) {
   const int64_t k = options.hidden_of(s);
   MixerCore core{"rnn", nullptr, 2 * k};
   if (options.is_dense()) {
@@ -104,14 +84,10 @@ std::unique_ptr<TokenMixer> make_min_rnn(const char* name, const char* kind, Gat
   return std::make_unique<SkeletonMixer>(kind, s, std::move(core), options.scan);
 }
 
-MixerLedger min_rnn_ledger(const char* name, GatedCell cell, const MixerShape& s, int64_t t,
-                           const MixerOptions& given) {
-  const Options options = read_options<Options>(name, given);
+MixerLedger min_rnn_ledger(GatedCell cell, const MixerShape& s, int64_t t, const MinRnnOptions& options) {
   const int64_t k = options.hidden_of(s), rows = 2 * s.heads * gates_of(cell) * k;
   const int64_t weights = rows * (options.is_dense() ? s.dim : s.head_dim());
-  // A scan of t steps is a tree of ceil(log2 t) after the gates.
-  const int64_t depth = 1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)));
-  return skeleton_ledger(s, t, {weights + rows, t * weights, depth}, 2 * k);
+  return skeleton_ledger(s, t, {weights + rows, t * weights, tree_depth(t)}, 2 * k);
 }
 
 }  // namespace occam

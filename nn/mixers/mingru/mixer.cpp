@@ -4,17 +4,19 @@ namespace occam {
 
 namespace {
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& options) {
-  return make_min_rnn("mingru", "MinGru", GatedCell::min_gru, s, options);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& options) {
-  return min_rnn_ledger("mingru", GatedCell::min_gru, s, t, options);
-}
+struct MinGru {
+  using Options = MinRnnOptions;
+  static constexpr auto about = "bidirectional minGRU, whose gates do not see the state";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return make_min_rnn("MinGru", GatedCell::min_gru, s, o);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    return min_rnn_ledger(GatedCell::min_gru, s, t, o);
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(mingru, {"mingru", "bidirectional minGRU, whose gates do not see the state", make,
-                              ledger, MixerKnob{"hidden", 8, 8}});
+OCCAM_REGISTER_MIXER(mingru, MinGru);
 
 }  // namespace occam

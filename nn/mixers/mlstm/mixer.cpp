@@ -66,22 +66,24 @@ class MatrixLstm : public Module {
   Parameter& gate_bias_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const KeyOptions o = read_options<KeyOptions>("mlstm", given);
-  return std::make_unique<SkeletonMixer>(
-      "MLstm", s, MixerCore{"cell", std::make_unique<MatrixLstm>(s, o.key_of(s)), 2 * s.head_dim()}, o.scan);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t n = read_options<KeyOptions>("mlstm", given).key_of(s), w = s.head_dim();
-  const int64_t weights = s.dim * (2 * n + w + 4 + 2 * w);
-  return skeleton_ledger(
-      s, t, {weights + 2 * s.dim + 4 * s.heads, t * weights + scan_macs(s, t, n), scan_depth(t)}, 2 * w);
-}
+struct MLstm {
+  using Options = KeyOptions;
+  static constexpr auto about = "matrix memories with exponential gates in both directions";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "MLstm", s, MixerCore{"cell", std::make_unique<MatrixLstm>(s, o.key_of(s)), 2 * s.head_dim()},
+        o.scan);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t n = o.key_of(s), w = s.head_dim();
+    const int64_t weights = s.dim * (2 * n + w + 4 + 2 * w);
+    return skeleton_ledger(
+        s, t, {weights + 2 * s.dim + 4 * s.heads, t * weights + scan_macs(s, t, n), scan_depth(t)}, 2 * w);
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(mlstm, {"mlstm", "matrix memories with exponential gates in both directions", make,
-                             ledger, MixerKnob{"key", 8, 8}});
+OCCAM_REGISTER_MIXER(mlstm, MLstm);
 
 }  // namespace occam

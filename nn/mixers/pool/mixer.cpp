@@ -17,17 +17,20 @@ class BesideMean : public Module {
   Tensor forward(const Tensor& x) override { return concat({x, expand(mean(x, {1}, true), x.shape())}, 3); }
 };
 
+struct Pool {
+  using Options = NoOptions;
+  static constexpr auto about = "each token beside the average of all tokens";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options&) {
+    return std::make_unique<SkeletonMixer>(
+        "Pool", s, MixerCore{"pool", std::make_unique<BesideMean>(), 2 * s.head_dim()});
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options&) {
+    return skeleton_ledger(s, t, {0, 0, 1}, 2 * s.head_dim());
+  }
+};
+
 }  // namespace
 
-OCCAM_REGISTER_MIXER(pool, {"pool", "each token beside the average of all tokens",
-                            [](const MixerShape& s, const MixerOptions& o) -> std::unique_ptr<TokenMixer> {
-                              read_options<NoOptions>("pool", o);
-                              return std::make_unique<SkeletonMixer>(
-                                  "Pool", s,
-                                  MixerCore{"pool", std::make_unique<BesideMean>(), 2 * s.head_dim()});
-                            },
-                            [](const MixerShape& s, int64_t t, const MixerOptions&) {
-                              return skeleton_ledger(s, t, {0, 0, 1}, 2 * s.head_dim());
-                            }});
+OCCAM_REGISTER_MIXER(pool, Pool);
 
 }  // namespace occam

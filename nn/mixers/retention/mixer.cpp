@@ -65,21 +65,21 @@ class Retain : public Module {
   Tensor row_scale_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const KeyOptions o = read_options<KeyOptions>("retention", given);
-  return std::make_unique<SkeletonMixer>(
-      "Retention", s, MixerCore{"retain", std::make_unique<Retain>(s, o.key_of(s)), s.head_dim()}, o.scan);
-}
-
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t n = read_options<KeyOptions>("retention", given).key_of(s),
-                qkv = s.dim * (2 * n + s.head_dim());
-  return skeleton_ledger(s, t, {qkv, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
-}
+struct Retention {
+  using Options = KeyOptions;
+  static constexpr auto about = "linear attention with a fixed decay of each head by distance";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "Retention", s, MixerCore{"retain", std::make_unique<Retain>(s, o.key_of(s)), s.head_dim()}, o.scan);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t n = o.key_of(s), qkv = s.dim * (2 * n + s.head_dim());
+    return skeleton_ledger(s, t, {qkv, t * qkv + scan_macs(s, t, n), scan_depth(t)}, s.head_dim());
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(retention, {"retention", "linear attention with a fixed decay of each head by distance",
-                                 make, ledger, MixerKnob{"key", 8, 8}});
+OCCAM_REGISTER_MIXER(retention, Retention);
 
 }  // namespace occam

@@ -1,6 +1,5 @@
 #include "ops/s4d/op.h"
 
-#include <bit>
 #include <cmath>
 #include <numbers>
 
@@ -13,38 +12,16 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t state = 16;
-  ScanOptions scan;
-
-  template <class V>
-  void visit(V& v) {
-    v("state", state, "complex states of each channel in each direction", Range{1, 32});
-    scan.visit(v);
-  }
-};
-
-/// exp of it is log-uniform in [0.001, 0.1].
-void step_log(const Tensor& t, uint64_t key) {
-  init::uniform(0.5)(t, key);
-  float* p = t.data<float>();
-  for (int64_t i = 0; i < t.numel(); ++i)
-    p[i] = float(std::log(0.001) + std::log(100.0) * (double(p[i]) + 0.5));
-}
-/// Of state n: pi n.
-void frequency(const Tensor& t, uint64_t) {
-  for (int64_t i = 0; i < t.numel(); ++i)
-    t.data<float>()[i] = float(std::numbers::pi * double(i % t.size(-1)));
-}
+double frequency(int64_t n) { return std::numbers::pi * double(n); }
 
 /// `ssm`: the convolutions of both directions, then GELU.
 class DiagonalStates : public Module {
  public:
   DiagonalStates(const MixerShape& s, int64_t n)
       : shape_(s),
-        log_dt_(param("log_dt", {2, s.dim}, step_log)),
+        log_dt_(param("log_dt", {2, s.dim}, init::log_step())),
         a_log_(param("a_log", {2, s.dim, n}, init::constant(std::log(0.5)))),
-        a_im_(param("a_im", {2, s.dim, n}, frequency)),
+        a_im_(param("a_im", {2, s.dim, n}, init::by_place(frequency))),
         out_(param("out", {2, s.dim, n, 2}, init::normal(std::sqrt(0.5)))),
         skip_(param("skip", {2, s.dim}, init::normal(1))) {}
   const char* kind() const override { return "DiagonalStates"; }
@@ -66,22 +43,31 @@ class DiagonalStates : public Module {
   Parameter &log_dt_, &a_log_, &a_im_, &out_, &skip_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const Options options = read_options<Options>("s4d", given);
-  return std::make_unique<SkeletonMixer>(
-      "S4d", s, MixerCore{"ssm", std::make_unique<DiagonalStates>(s, options.state), 2 * s.head_dim()},
-      options.scan);
-}
+struct S4d {
+  struct Options {
+    static constexpr MixerKnob knob{"state", 4, 4, 32};
+    int64_t state = 16;
+    ScanOptions scan;
 
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t c = s.dim, n = read_options<Options>("s4d", given).state;
-  const int64_t depth = 1 + int64_t(std::bit_width(uint64_t(t > 0 ? t - 1 : 0)));
-  return skeleton_ledger(s, t, {c * (8 * n + 4), t * 12 * c * n, depth}, 2 * s.head_dim());
-}
+    template <class V>
+    void visit(V& v) {
+      v("state", state, "complex states of each channel in each direction", Range{1, knob.last});
+      scan.visit(v);
+    }
+  };
+  static constexpr auto about = "a diagonal state space of every channel in both directions";
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "S4d", s, MixerCore{"ssm", std::make_unique<DiagonalStates>(s, o.state), 2 * s.head_dim()}, o.scan);
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t c = s.dim, n = o.state;
+    return skeleton_ledger(s, t, {c * (8 * n + 4), t * 12 * c * n, tree_depth(t)}, 2 * s.head_dim());
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(s4d, {"s4d", "a diagonal state space of every channel in both directions", make, ledger,
-                           MixerKnob{"state", 4, 4, 32}});
+OCCAM_REGISTER_MIXER(s4d, S4d);
 
 }  // namespace occam

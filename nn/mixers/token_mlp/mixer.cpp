@@ -7,24 +7,6 @@ namespace occam {
 
 namespace {
 
-struct Options {
-  int64_t hidden = 0;
-
-  template <class V>
-  void visit(V& v) {
-    v("hidden", hidden, "hidden width of the MLP over tokens; 0 = half the model's width", Range{0, 1 << 20});
-  }
-  int64_t hidden_of(const MixerShape& s) const {
-    return hidden > 0 ? hidden : std::max<int64_t>(s.dim / 2, 1);
-  }
-};
-
-Options read(const MixerShape& s, const MixerOptions& given) {
-  OCCAM_CHECK(s.has_grid(), ErrorKind::usage,
-              "mixer token_mlp has a weight for every token and needs the model's patch grid");
-  return read_options<Options>("token_mlp", given);
-}
-
 /// One MLP along the tokens, the same for every channel: [b, t, h, w] -> [b, t, h, w].
 class TokenMlp : public Mlp {
  public:
@@ -52,20 +34,35 @@ class TokenMlp : public Mlp {
   int64_t tokens_;
 };
 
-std::unique_ptr<TokenMixer> make(const MixerShape& s, const MixerOptions& given) {
-  const int64_t hidden = read(s, given).hidden_of(s);
-  return std::make_unique<SkeletonMixer>(
-      "TokenMlpMixer", s, MixerCore{"tokens", std::make_unique<TokenMlp>(s.tokens(), hidden), s.head_dim()});
-}
+struct TokenMlpMixer {
+  struct Options {
+    static constexpr MixerKnob knob{"hidden", 8, 8, 1 << 20};
+    int64_t hidden = 0;
 
-MixerLedger ledger(const MixerShape& s, int64_t t, const MixerOptions& given) {
-  const int64_t n = read(s, given).hidden_of(s);
-  return skeleton_ledger(s, t, {2 * t * n + n + t, 2 * t * n * s.dim, 1}, s.head_dim());
-}
+    template <class V>
+    void visit(V& v) {
+      v("hidden", hidden, "hidden width of the MLP over tokens; 0 = half the model's width",
+        Range{0, knob.last});
+    }
+    int64_t hidden_of(const MixerShape& s) const {
+      return hidden > 0 ? hidden : std::max<int64_t>(s.dim / 2, 1);
+    }
+  };
+  static constexpr auto about = "an MLP along the tokens (MLP-Mixer)";
+  static constexpr bool needs_grid = true;  // there are weights for every token
+  static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
+    return std::make_unique<SkeletonMixer>(
+        "TokenMlpMixer", s,
+        MixerCore{"tokens", std::make_unique<TokenMlp>(s.tokens(), o.hidden_of(s)), s.head_dim()});
+  }
+  static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
+    const int64_t n = o.hidden_of(s);
+    return skeleton_ledger(s, t, {2 * t * n + n + t, 2 * t * n * s.dim, 1}, s.head_dim());
+  }
+};
 
 }  // namespace
 
-OCCAM_REGISTER_MIXER(token_mlp, {"token_mlp", "an MLP along the tokens (MLP-Mixer)", make, ledger,
-                                 MixerKnob{"hidden", 8, 8}});
+OCCAM_REGISTER_MIXER(token_mlp, TokenMlpMixer);
 
 }  // namespace occam
