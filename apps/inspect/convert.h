@@ -18,7 +18,9 @@ struct ConvertConfig {
   }
 };
 
-/// Fills `model`, which has bilstm in the blocks that have it in the file, and writes it to config.to.
-void convert_wide_lstm(App& app, VisionTransformer& model, const ConvertConfig& config);
+/// Fills a model, which has bilstm in the blocks that have it in the file, and writes it to config.to; over
+/// another file only with out.overwrite.
+void convert_wide_lstm(App& app, const ModelConfig& model, const ConvertConfig& config,
+                       const CommonConfig::Out& out);
 
 }  // namespace occam

@@ -16,23 +16,25 @@ std::vector<LedgerRow> ledger_of(const VitShape& shape, const LedgerConfig& conf
   const std::vector<int64_t> lengths =
       config.tokens.empty() ? std::vector<int64_t>{shape.tokens()} : config.tokens;
   std::vector<LedgerRow> rows;
-  for (int64_t tokens : lengths)
+  for (int64_t tokens : lengths) {
+    const MixerShape at = at_tokens(shape.mixer(), tokens);
     for (const std::string& name : names) {
       const MixerEntry& entry = find_mixer(name);
       LedgerRow row{tokens, name, config.options};
-      if (config.match != "none" && entry.knob.option != nullptr) {
-        MixerOptions wanted = row.options;
-        wanted["match"] = config.match;
-        try {
-          row.options = sized_options(name, shape.mixer(), wanted, tokens);
-        } catch (const Error& e) {
-          row.refusal = e.what();
-          rows.push_back(std::move(row));
-          continue;
-        }
+      if (entry.needs_grid && !at.has_grid()) {
+        row.refusal = fmt::format("mixer {} needs a patch grid; {} patches make no square one", name,
+                                  tokens - at.prefix);
+      } else if (config.match != "none" && entry.knob.option != nullptr) {
+        row.options["match"] = config.match;
+        const SizedOptions sized = size_options(name, at, row.options, tokens);
+        row.options = sized.options, row.refusal = sized.refusal;
       }
-      row.block = entry.ledger(shape.mixer(), tokens, row.options);
-      row.attention = find_mixer("attention").ledger(shape.mixer(), tokens, {});
+      if (!row.refusal.empty()) {
+        rows.push_back(std::move(row));
+        continue;
+      }
+      row.block = entry.ledger(at, tokens, row.options);
+      row.attention = find_mixer("attention").ledger(at, tokens, {});
       if (tokens == shape.tokens()) {
         VisionTransformer model(shape);
         for (int64_t i = 0; i < shape.depth; ++i) model.replace_mixer(i, {name, row.options});
@@ -41,6 +43,7 @@ std::vector<LedgerRow> ledger_of(const VitShape& shape, const LedgerConfig& conf
       }
       rows.push_back(std::move(row));
     }
+  }
   return rows;
 }
 
@@ -62,11 +65,11 @@ Table ledger_table(const std::vector<LedgerRow>& rows) {
   return table;
 }
 
-std::string refusals(const std::vector<LedgerRow>& rows) {
-  std::string text;
+std::vector<std::string> refusals(const std::vector<LedgerRow>& rows) {
+  std::vector<std::string> lines;
   for (const LedgerRow& row : rows)
-    if (!row.refusal.empty()) text += fmt::format("{} tokens: {}\n", row.tokens, row.refusal);
-  return text;
+    if (!row.refusal.empty()) lines.push_back(fmt::format("{} tokens: {}", row.tokens, row.refusal));
+  return lines;
 }
 
 Json ledger_json(const std::vector<LedgerRow>& rows) {

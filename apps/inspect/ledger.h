@@ -17,7 +17,7 @@ struct LedgerConfig {
 
   template <class V>
   void visit(V& v) {
-    v("tokens", tokens, "numbers of tokens, class token included; none: the model's", Range::at_least(1));
+    v("tokens", tokens, "numbers of tokens, class token included; none: the model's", Range{1, 1 << 24});
     v("mixers", mixers, "which mixers; none: all");
     v("options", options, "settings for all of these mixers");
     v("match", match, "size each mixer that can be sized to the attention it replaces",
@@ -33,14 +33,14 @@ struct LedgerRow {
   MixerLedger block;
   MixerLedger attention;  // what it is compared with
   std::optional<int64_t> model_params, model_macs;
-  std::string refusal;  // why the mixer cannot be sized as asked; the costs are then unset
+  std::string refusal;  // why the mixer has no such length or size; the costs are then unset
 };
 
 /// Throws Error{usage} for unknown mixers and options.
 std::vector<LedgerRow> ledger_of(const VitShape& shape, const LedgerConfig& config = {});
 Table ledger_table(const std::vector<LedgerRow>& rows);
 /// A line for each row with a refusal, which the table leaves out.
-std::string refusals(const std::vector<LedgerRow>& rows);
+std::vector<std::string> refusals(const std::vector<LedgerRow>& rows);
 Json ledger_json(const std::vector<LedgerRow>& rows);
 
 }  // namespace occam

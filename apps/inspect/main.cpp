@@ -105,15 +105,23 @@ void print_ledger(App& app, const Config& config) {
   const std::unique_ptr<VisionTransformer> model = make_model(config.model);
   const std::vector<LedgerRow> rows = ledger_of(model->shape(), config.ledger);
   app.checked();
-  app.print(fmt::format("{}: one block's mixer at {} channels and {} heads\n\n{}{}", model->model_name(),
-                        model->shape().dim, model->shape().heads, to_text(ledger_table(rows)),
-                        refusals(rows)));
+  const std::string title = fmt::format("{}: one block's mixer at {} channels and {} heads",
+                                        model->model_name(), model->shape().dim, model->shape().heads);
+  if (!config.out.dir.empty()) {
+    HtmlReport report("Ledger of mixers", title);
+    report.table(ledger_table(rows));
+    if (!refusals(rows).empty()) report.list(refusals(rows));
+    report.write(app.start_run(config).path() / "report.html");
+  }
+  std::string text = title + "\n\n" + to_text(ledger_table(rows));
+  for (const std::string& line : refusals(rows)) text += line + "\n";
+  app.print(text);
   app.finish({{"model", model->model_name()}, {"ledger", ledger_json(rows)}});
 }
 
 void inspect(App& app, Config& config) {
   if (app.verb() == "ledger") return print_ledger(app, config);
-  if (app.verb() == "convert") return convert_wide_lstm(app, *make_model(config.model), config.convert);
+  if (app.verb() == "convert") return convert_wide_lstm(app, config.model, config.convert, config.out);
   const std::unique_ptr<VisionTransformer> model = make_model(config.model);
   const Plan plan = plan_of(*model, model->shape().image());
   app.checked();

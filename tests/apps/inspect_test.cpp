@@ -97,6 +97,54 @@ TEST_F(Inspect, LedgerWithSizedMixers) {
   EXPECT_NE(rows[2]["refusal"].get<std::string>().find("attention has 148224"), std::string::npos) << rows[2];
 }
 
+// 577 tokens are the model at 384 pixels: a mixer over the grid then has another grid.
+TEST_F(Inspect, LedgerAtALengthIsThatOfTheModelOfThisLength) {
+  const Words small{"ledger", "model.name=deit_small_patch16_224", "model.depth=1", "--json"};
+  auto ledger = [&](const Words& more) {
+    const ProcessResult result = run("inspect", small + more);
+    expect_success(result);
+    return parse_json(result.out, "inspect").at("ledger");
+  };
+  const Json other = ledger({"ledger.tokens=577"}), own = ledger({"model.image_size=384"});
+  ASSERT_EQ(other.size(), own.size());
+  for (size_t i = 0; i < own.size(); ++i)
+    for (const char* key : {"tokens", "mixer", "params", "macs", "sequential_depth"})
+      EXPECT_EQ(other[i].at(key), own[i].at(key)) << own[i]["mixer"] << " " << key;
+  for (const Json& row : ledger({"ledger.tokens=[1, 768]", "ledger.mixers=[bilstm2d, dwconv, token_mlp]"}))
+    EXPECT_NE(
+        row.at("refusal").get<std::string>().find(row["mixer"].get<std::string>() + " needs a patch grid"),
+        std::string::npos)
+        << row;
+}
+
+TEST_F(Inspect, LedgerRefusesWhatItCannotMean) {
+  const Words tiny{"ledger", "model.name=deit_tiny_patch16_224"};
+  expect_failure("inspect", run("inspect", tiny + Words{"ledger.tokens=9000000000000000000"}), 2,
+                 {"ledger.tokens", "16777216"});
+  for (const char* match : {"none", "params"})
+    expect_failure(
+        "inspect",
+        run("inspect", tiny + Words{"ledger.tokens=[197, 577]", "ledger.options={hiddn: 8}",
+                                    std::string("ledger.match=") + match, "ledger.mixers=[bilstm]"}),
+        2, {"hiddn", "bilstm", "hidden"});
+  expect_failure(
+      "inspect",
+      run("inspect", tiny + Words{"ledger.tokens=577", "ledger.options={foo: 1}", "ledger.mixers=pool"}), 2,
+      {"foo", "pool"});
+  expect_success(run("inspect", tiny + Words{"ledger.match=macs", "ledger.tokens=[1, 16777216]"}));
+}
+
+TEST_F(Inspect, LedgerWritesWhereItIsAskedTo) {
+  expect_success(run("inspect", {"ledger", "model.name=deit_tiny_patch16_224", "ledger.match=params",
+                                 "ledger.mixers=[bilstm, mamba2]", "out.dir=x"}));
+  auto files = snapshot(folder_ / "x");
+  for (const char* name : {"summary.json", "report.html", "config.resolved.yaml", "env.json"})
+    EXPECT_TRUE(files.contains(name)) << name;
+  EXPECT_EQ(parse_json(files["summary.json"], "inspect").at("ledger")[0]["options"]["hidden"], "24");
+  for (const char* part : {"bilstm hidden=24", "attention has 148224"})
+    EXPECT_NE(files["report.html"].find(part), std::string::npos) << part;
+}
+
 TEST_F(Inspect, SumsOfPartsAreTheTotals) {
   const Json s = inspect(tiny_model() + Words{"model.classes=3", "model.replace={blocks: 1, with: bilstm}"});
   int64_t elements = 0, blocks = 0;
@@ -178,12 +226,24 @@ TEST_F(Inspect, ConvertsWideLstms) {
     }
   }
   write_safetensors((folder_ / "wide.safetensors").string(), wide);
-  expect_success(run(
-      "inspect", {"convert",
-                  "model={name: vit, image_size: 16, patch: 8, dim: 8, depth: 2, heads: 2, "
-                  "classes: 3, replace: {blocks: 1, with: bilstm}}",
-                  "convert.file=" + (folder_ / "wide.safetensors").string(),
-                  "convert.to=" + (folder_ / "ours.safetensors").string(), "convert.rename={lstm: rnn}"}));
+  const Words convert{"convert",
+                      "model={name: vit, image_size: 16, patch: 8, dim: 8, depth: 2, heads: 2, "
+                      "classes: 3, replace: {blocks: 1, with: bilstm}}",
+                      "convert.rename={lstm: rnn}"};
+  const Words student = convert + Words{"convert.file=wide.safetensors", "convert.to=ours.safetensors"};
+  expect_success(run("inspect", student));
+  const auto before = snapshot(folder_.path());
+  auto refuse = [&](const Words& settings, const Words& parts) {
+    expect_failure("inspect", run("inspect", with(student, settings)), 2, parts);
+    EXPECT_TRUE(snapshot(folder_.path()) == before) << parts[0];  // not printed: files are bytes
+  };
+  refuse({}, {"ours.safetensors", "out.overwrite=true"});
+  refuse({"convert.to=./wide.safetensors", "out.overwrite=true"}, {"convert.to", "convert.file"});
+  refuse({"convert.to=new/ours.safetensors"}, {"new", "no such folder"});
+  refuse({"convert.to=" + folder_.path().string(), "out.overwrite=true"}, {"is a folder"});
+  refuse({"convert.file=ours.safetensors", "convert.to=copy.safetensors"}, {"ours.safetensors", "no LSTM"});
+  refuse({"convert.to=copy.safetensors", "out.dir=x"}, {"out.dir"});
+  expect_success(run("inspect", student + Words{"out.overwrite=true"}));
   ModelConfig of_file;
   of_file.checkpoint = (folder_ / "ours.safetensors").string();
   auto back = make_model(of_file);
