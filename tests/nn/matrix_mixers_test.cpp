@@ -1,72 +1,10 @@
 // Mixers with decaying matrix states against their recurrences in f64, a token and a head at a time.
-#include <gtest/gtest.h>
-
-#include <cmath>
-#include <map>
-
-#include "core/grad_mode.h"
-#include "nn/mixers/mixer.h"
 #include "nn/plan.h"
 #include "nn/vit/model.h"
-#include "tests/nn/rule.h"
+#include "tests/nn/golden.h"
 
 namespace occam {
 namespace {
-
-using Vector = std::vector<double>;
-
-double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
-double silu(double x) { return x * sigmoid(x); }
-double softplus(double x) { return std::log1p(std::exp(x)); }
-
-/// A mixer filled by rule, its parameters in f64, and an input [1, t, c].
-struct Golden {
-  MixerShape shape;
-  int64_t t, d, h, w;
-  std::unique_ptr<TokenMixer> mixer;
-  std::map<std::string, Vector> values;
-  Tensor x;
-  Vector input;
-
-  Golden(const char* name, const MixerShape& s, int64_t tokens, const MixerOptions& options)
-      : shape(s), t(tokens), d(s.dim), h(s.heads), w(s.head_dim()), mixer(make_mixer(name, s, options)) {
-    rule::fill(*mixer, name);
-    for (auto& [path, p] : mixer->named_parameters()) values[path] = p->master().to_vector<double>();
-    x = rule::tensor(std::string(name) + "/x", {1, t, d}, 0, 1.5);
-    input = x.to_vector<double>();
-  }
-  /// weight [rows, width] times `from` plus bias (empty: none).
-  Vector linear(const Vector& weight, const Vector& bias, const double* from, int64_t width) const {
-    Vector y(weight.size() / size_t(width), 0.0);
-    for (size_t i = 0; i < y.size(); ++i) {
-      y[i] = bias.empty() ? 0 : bias[i];
-      for (int64_t j = 0; j < width; ++j) y[i] += weight[i * size_t(width) + size_t(j)] * from[j];
-    }
-    return y;
-  }
-  const Vector& of(const std::string& path) const {
-    static const Vector none;
-    auto found = values.find(path);
-    return found == values.end() ? none : found->second;
-  }
-  /// v [t, h, k]: head_proj of each head, then compared with the tap; f32 sums of some hundred terms of
-  /// size 1.
-  void expect_heads(const Vector& v, int64_t k) {
-    const Vector &weight = of("head_proj.weight"), &bias = of("head_proj.bias");
-    NoGrad no_grad;
-    const auto got = mixer->heads(x).to_vector<double>();
-    ASSERT_EQ(int64_t(got.size()), t * d);
-    for (int64_t n = 0; n < t; ++n)
-      for (int64_t head = 0; head < h; ++head)
-        for (int64_t i = 0; i < w; ++i) {
-          double y = bias.empty() ? 0 : bias[size_t(head * w + i)];
-          for (int64_t j = 0; j < k; ++j)
-            y += weight[size_t((head * w + i) * k + j)] * v[size_t((n * h + head) * k + j)];
-          ASSERT_NEAR(got[size_t((n * h + head) * w + i)], y, 2e-5 * (1 + std::abs(y)))
-              << "token " << n << " head " << head << " channel " << i;
-        }
-  }
-};
 
 TEST(Mamba2, PublishedLedger) {
   struct Row {
@@ -135,7 +73,7 @@ TEST(Mamba2, EqualsItsRecurrence) {
             y[size_t(c)] / std::sqrt(squares + 1e-5) * g.of("ssm.norm_weight")[size_t(r * d + c)];
     }
   }
-  g.expect_heads(v, 2 * g.w);
+  g.expect_heads(v);
 }
 
 TEST(Mamba2, NewStepsAndRates) {
@@ -166,21 +104,13 @@ struct Qkv {
   int64_t n;
   std::vector<Vector> u;  // by token [c]
 
-  Qkv(Golden& golden, std::string name, int64_t key) : g(golden), core(std::move(name)), n(key) {
-    for (int64_t t = 0; t < g.t; ++t)
-      u.push_back(g.linear(g.of("pre.weight"), g.of("pre.bias"), g.input.data() + t * g.d, g.d));
-  }
-  /// Rows of a grouped layer [h, out, w] applied to a token and head.
+  Qkv(Golden& golden, std::string name, int64_t key)
+      : g(golden), core(std::move(name)), n(key), u(golden.pre()) {}
+  /// A grouped layer [h, out, w] applied to a token and head.
   Vector layer(const std::string& path, int64_t t, int64_t head) const {
-    const Vector& all = g.of(core + "." + path + ".weight");
-    const size_t each = all.size() / size_t(g.h);
-    const Vector weight(all.begin() + head * int64_t(each), all.begin() + (head + 1) * int64_t(each));
-    const Vector& biases = g.of(core + "." + path + ".bias");
-    Vector bias;
-    if (!biases.empty())
-      bias.assign(biases.begin() + head * int64_t(biases.size()) / g.h,
-                  biases.begin() + (head + 1) * int64_t(biases.size()) / g.h);
-    return g.linear(weight, bias, u[size_t(t)].data() + head * g.w, g.w);
+    const std::string at = core + "." + path;
+    return g.layer(g.of(at + ".weight"), g.of(at + ".bias"), head, g.h, u[size_t(t)].data() + head * g.w,
+                   g.w);
   }
   Vector part(int64_t t, int64_t head, int64_t start, int64_t length) const {
     const Vector all = layer("qkv", t, head);
@@ -214,7 +144,7 @@ TEST(Retention, EqualsItsMatrix) {
       }
       for (double value : y) out.push_back(value / std::sqrt(sum));
     }
-  g.expect_heads(out, g.w);
+  g.expect_heads(out);
 }
 
 TEST(LinearAttention, EqualsItsMatrix) {
@@ -247,7 +177,7 @@ TEST(LinearAttention, EqualsItsMatrix) {
           for (double value : y)
             out.push_back(value / std::max(std::abs(sum), feature[0] == 'n' ? 1.0 : 0.01));
         }
-      g.expect_heads(out, g.w);
+      g.expect_heads(out);
     }
 }
 
@@ -256,7 +186,7 @@ TEST(MLstm, EqualsItsRecurrence) {
   // Input gates up to e^6: the normaliser is above its floor for some tokens and below it for others.
   for (auto& [path, p] : g.mixer->named_parameters())
     if (path == "cell.gates.weight") p->set_values(rule::tensor("mlstm/gates", p->shape(), 0, 4));
-  for (auto& [path, p] : g.mixer->named_parameters()) g.values[path] = p->master().to_vector<double>();
+  g.read_values();
   Qkv x(g, "cell", 5);
   Vector out(size_t(g.t * g.d * 2));
   int above = 0, below = 0;
@@ -290,7 +220,7 @@ TEST(MLstm, EqualsItsRecurrence) {
     }
   EXPECT_GT(above, 5);
   EXPECT_GT(below, 5);
-  g.expect_heads(out, 2 * g.w);
+  g.expect_heads(out);
 }
 
 TEST(MatrixMixers, LedgerOfOptions) {

@@ -1,16 +1,118 @@
-// Mixers that stand on linear scans: options beyond what every mixer is asked.
-#include <gtest/gtest.h>
+// Mixers that stand on linear scans: their recurrences in f64, and options beyond what every mixer is asked.
+#include <complex>
 
-#include <cmath>
-
-#include "core/grad_mode.h"
-#include "nn/mixers/mixer.h"
 #include "nn/plan.h"
 #include "tests/core/expect_error.h"
-#include "tests/nn/rule.h"
+#include "tests/nn/golden.h"
 
 namespace occam {
 namespace {
+
+/// Where `step` of direction r is among t tokens.
+int64_t place(int64_t r, int64_t step, int64_t t) { return r == 0 ? step : t - 1 - step; }
+
+double positive(double v) { return v >= 0 ? v + 0.5 : sigmoid(v); }
+
+TEST(ScanMixers, MinGruAndMinLstmEqualTheirRecurrences) {
+  const int64_t k = 5;
+  for (const char* name : {"mingru", "minlstm"}) {
+    SCOPED_TRACE(name);
+    const int64_t gates = name == std::string("mingru") ? 2 : 3;
+    Golden g(name, {12, 3}, 9, {{"hidden", "5"}});
+    const std::vector<Vector> u = g.pre();
+    Vector out(size_t(g.t * g.h * 2 * k));
+    for (int64_t r = 0; r < 2; ++r)
+      for (int64_t head = 0; head < g.h; ++head) {
+        Vector state(size_t(k), 0.0);
+        for (int64_t step = 0; step < g.t; ++step) {
+          const int64_t t = place(r, step, g.t);
+          const Vector z = g.layer(g.of("rnn.weight"), g.of("rnn.bias"), r * g.h + head, 2 * g.h,
+                                   u[size_t(t)].data() + head * g.w, g.w);
+          for (int64_t j = 0; j < k; ++j) {
+            auto gate = [&](int64_t which) { return z[size_t(which * k + j)]; };
+            const double keep =
+                gates == 2 ? 1 - sigmoid(gate(0)) : sigmoid(gate(0)) / (sigmoid(gate(0)) + sigmoid(gate(1)));
+            double& h = state[size_t(j)];
+            h = keep * h + (1 - keep) * positive(gate(gates - 1));
+            out[size_t((t * g.h + head) * 2 * k + r * k + j)] = h;
+          }
+        }
+      }
+    g.expect_heads(out);
+  }
+}
+
+TEST(ScanMixers, S4dEqualsItsConvolution) {
+  const int64_t states = 5;
+  Golden g("s4d", {12, 3}, 9, {{"state", "5"}});
+  const std::vector<Vector> u = g.pre();
+  Vector out(size_t(g.t * g.d * 2));
+  for (int64_t r = 0; r < 2; ++r)
+    for (int64_t c = 0; c < g.d; ++c) {
+      const int64_t channel = r * g.d + c;
+      Vector kernel;
+      for (int64_t l = 0; l < g.t; ++l) {
+        std::complex<double> sum = 0;
+        for (int64_t n = channel * states; n < (channel + 1) * states; ++n) {
+          const std::complex<double> a(-std::exp(g.at("ssm.a_log", n)), g.at("ssm.a_im", n)),
+              weight(g.at("ssm.out", 2 * n), g.at("ssm.out", 2 * n + 1));
+          const double dt = std::exp(g.at("ssm.log_dt", channel));
+          sum += weight * (std::exp(dt * a) - 1.0) / a * std::exp(double(l) * dt * a);
+        }
+        kernel.push_back(2 * sum.real());
+      }
+      for (int64_t step = 0; step < g.t; ++step) {
+        const int64_t t = place(r, step, g.t);
+        double y = g.at("ssm.skip", channel) * u[size_t(t)][size_t(c)];
+        for (int64_t l = 0; l <= step; ++l)
+          y += kernel[size_t(l)] * u[size_t(place(r, step - l, g.t))][size_t(c)];
+        out[size_t((t * g.h + c / g.w) * 2 * g.w + r * g.w + c % g.w)] =
+            0.5 * y * (1 + std::erf(y / std::sqrt(2.0)));
+      }
+    }
+  g.expect_heads(out);
+}
+
+TEST(ScanMixers, MambaEqualsItsRecurrence) {
+  const int64_t states = 3, rank = 2, taps = 3, selected = rank + 2 * states;
+  Golden g("mamba", {12, 3}, 9, {{"state", "3"}, {"dt_rank", "2"}, {"conv", "3"}});
+  std::vector<Vector> both;  // x beside z of every token
+  for (int64_t t = 0; t < g.t; ++t)
+    both.push_back(g.linear(g.of("ssm.in_proj.weight"), {}, g.input.data() + t * g.d, g.d));
+  const std::string scan = "ssm.scan.";
+  Vector out(size_t(g.t * g.d * 2));
+  for (int64_t r = 0; r < 2; ++r) {
+    Vector state(size_t(g.d * states), 0.0);
+    for (int64_t step = 0; step < g.t; ++step) {
+      const int64_t t = place(r, step, g.t);
+      Vector u;
+      for (int64_t c = 0; c < g.d; ++c) {
+        double sum = g.at(scan + "conv_bias", r * g.d + c);
+        for (int64_t i = 0; i < taps; ++i)
+          if (const int64_t from = step - (taps - 1) + i; from >= 0)
+            sum += g.at(scan + "conv_weight", (r * g.d + c) * taps + i) *
+                   both[size_t(place(r, from, g.t))][size_t(c)];
+        u.push_back(silu(sum));
+      }
+      const Vector dbc = g.layer(g.of(scan + "x_proj"), {}, r, 2, u.data(), g.d);
+      ASSERT_EQ(int64_t(dbc.size()), selected);
+      const Vector delta = g.layer(g.of(scan + "dt_proj"), g.of(scan + "dt_bias"), r, 2, dbc.data(), rank);
+      for (int64_t c = 0; c < g.d; ++c) {
+        const double dt = softplus(delta[size_t(c)]);
+        double y = g.at(scan + "skip", r * g.d + c) * u[size_t(c)];
+        for (int64_t n = 0; n < states; ++n) {
+          double& h = state[size_t(c * states + n)];
+          const double rate = std::exp(g.at(scan + "a_log", (r * g.d + c) * states + n));
+          h = std::exp(-dt * rate) * h + dt * dbc[size_t(rank + n)] * u[size_t(c)];
+          y += dbc[size_t(rank + states + n)] * h;
+        }
+        out[size_t((t * g.h + c / g.w) * 2 * g.w + r * g.w + c % g.w)] =
+            y * silu(both[size_t(t)][size_t(g.d + c)]);
+      }
+    }
+  }
+  g.expect_heads(out);
+}
 
 void expect_ledger(const char* name, const MixerShape& s, const MixerOptions& options) {
   const int64_t t = s.tokens();
