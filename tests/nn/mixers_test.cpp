@@ -115,18 +115,21 @@ TEST(MixerTable, RefusesUnknownOptions) {
   }
 }
 
+// Others neither cost nor hold anything that depends on the grid.
 TEST(MixerTable, WantsAGridWhereItSaysSo) {
-  std::vector<std::string> on_grids;
+  const MixerShape none{24, 2}, grid{24, 2, 4, 4, 1};
   for (const MixerEntry& entry : mixer_table()) {
-    if (!entry.needs_grid) {
-      EXPECT_NE(make_mixer(entry.name, {24, 2}), nullptr) << entry.name;
+    SCOPED_TRACE(entry.name);
+    if (entry.needs_grid) {
+      EXPECT_OCCAM_ERROR(entry.make(none, {}), ErrorKind::usage, "needs a patch grid");
+      EXPECT_OCCAM_ERROR(entry.ledger(none, 17, {}), ErrorKind::usage, "needs a patch grid");
       continue;
     }
-    on_grids.emplace_back(entry.name);
-    EXPECT_OCCAM_ERROR(entry.make({24, 2}, {}), ErrorKind::usage, "needs a patch grid");
-    EXPECT_OCCAM_ERROR(entry.ledger({24, 2}, 17, {}), ErrorKind::usage, "needs a patch grid");
+    const MixerLedger a = entry.ledger(none, 17, {}), b = entry.ledger(grid, 17, {});
+    EXPECT_EQ(std::tuple(a.params, a.macs, a.sequential_depth),
+              std::tuple(b.params, b.macs, b.sequential_depth));
+    EXPECT_EQ(entry.make(none, {})->parameter_count(), a.params);
   }
-  EXPECT_EQ(on_grids, (std::vector<std::string>{"bilstm2d", "dwconv", "token_mlp"}));
 }
 
 // A step beyond the last is refused, so the range of the option and that of the knob are one.
