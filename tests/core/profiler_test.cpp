@@ -170,17 +170,18 @@ TEST(Profiler, OnAGpuTheDeviceIsTimedAndNotTheHost) {
   Profiler p(gpu);
   p.run(work, 2);
   std::vector<Profiler::Row> rows = p.rows(By::op);
-  EXPECT_EQ(rows[0].name, "copy") << to_text(p.table(By::op, {}));
-  // 512 MB take 0.06 ms at 8 TB/s and 5 ms at 100 GB/s; fifty small kernels take some microseconds each.
-  EXPECT_GT(rows[0].seconds, 0.06e-3);
-  EXPECT_LT(rows[0].seconds, 5e-3);
-  double sum = 0, small_s = 0;
+  double sum = 0, small_s = 0, copy_s = 0;
   for (const Profiler::Row& r : rows) {
     sum += r.seconds;
     if (r.name == "small" || r.name == "add_") small_s += r.seconds;
+    if (r.name == "copy") copy_s += r.seconds;
   }
-  // Only until the host's pace is known may its sleep count.
-  EXPECT_LT(small_s, 2e-3) << "of 50 ms that the host sleeps there\n" << to_text(p.table(By::op, {}));
+  // 512 MB take 0.06 ms at 8 TB/s and 5 ms at 100 GB/s.
+  EXPECT_GT(copy_s, 0.06e-3) << to_text(p.table(By::op, {}));
+  EXPECT_LT(copy_s, 5e-3);
+  // Fifty small kernels take some microseconds each. Only until the host's pace is known may its sleep count:
+  // the first of fifty times, and a few where the host is disturbed.
+  EXPECT_LT(small_s, 5e-3) << "of 50 ms that the host sleeps there\n" << to_text(p.table(By::op, {}));
   EXPECT_NEAR(sum, p.totals().device_s, 1e-9);
   EXPECT_GE(p.totals().wall_s, 50e-3);
   EXPECT_GT(p.totals().idle(), 0.9);

@@ -130,7 +130,7 @@ TEST_P(MixerZoo, GpuIsNearCpu) {
       set_requires_grad(x, true);
       Tensor y = (*mixer)(x);
       backward(y, raw::to(raw::to(rule::tensor("zoo/gy", y.shape(), 0, 1), dtype), device));
-      std::vector<Tensor> all{raw::to(y, kCPU), raw::to(grad_of(x), kCPU)};
+      std::vector<Tensor> all{raw::to(detach(y), kCPU), raw::to(grad_of(x), kCPU)};
       for (auto& [name, p] : mixer->named_parameters()) all.push_back(raw::to(p->grad(), kCPU));
       return all;
     };
