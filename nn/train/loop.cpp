@@ -162,9 +162,10 @@ void TrainLoop::load(const std::filesystem::path& folder, const Json& state) {
   op_random::seed(state.at("seed"), step_);
   op_random::step_tensor(model_.device());
   if (!restore_choices(model_.device(), state.value("choices", Json())))
-    std::fprintf(stderr,
-                 "warning: the checkpoint has no choices of algorithms for this kind of device and library: the "
-                 "last bits may differ from a run that was not stopped\n");
+    std::fprintf(
+        stderr,
+        "warning: the checkpoint has no choices of algorithms for this kind of device and library: the "
+        "last bits may differ from a run that was not stopped\n");
 }
 
 }  // namespace occam
