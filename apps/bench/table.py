@@ -81,14 +81,14 @@ def row_cells(row, ours, theirs):
         shown += f"; {judged} {number(medians[judged])}"
     share = last.get("share_of_ceiling")
     return [row["row"], f"{number(ms)} ({number(low)}-{number(high)})", shown, "-" if ratio is None else f"{ratio:.2f}",
-            "; ".join(must) or "-", number(last.get("floor_ms")), "-" if share is None else f"{100 * share:.1f} %",
-            f"{number(peak[0])} / {number(peak[1])}"], medians
+            "; ".join(must) or "-", number(last.get("floor_ms")), number(last.get("op_traffic_ms")),
+            "-" if share is None else f"{100 * share:.1f} %", f"{number(peak[0])} / {number(peak[1])}"], medians
 
 
 def write_table(rows, results, out):
     """From the newest run of every row in which both sides were timed, else from the newest of ours."""
-    table = ["| row | ours ms (10-90 %) | PyTorch's best, ms | ratio | must | floor ms | of matmul ceiling "
-             "| peak GB ours / PyTorch |", "|---|---|---|---|---|---|---|---|"]
+    table = ["| row | ours ms (10-90 %) | PyTorch's best, ms | ratio | must | floor ms | op traffic ms "
+             "| of matmul ceiling | peak GB ours / PyTorch |", "|---|---|---|---|---|---|---|---|---|"]
     modes, runs = [], []
     for name, row in rows.items():
         timed = [l for l in results.lines if l.get("row") == name and l.get("ms") and "run" in l]

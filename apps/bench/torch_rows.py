@@ -98,7 +98,7 @@ def graphed(step):
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    return graph.replay
+    return lambda keep=step: graph.replay()  # the graph reads memory of the step's tensors
 
 
 # ---- rows: each returns the step to time and what one step costs relative to a forward pass

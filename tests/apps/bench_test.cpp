@@ -43,6 +43,8 @@ void expect_model_times(const Json& line) {
   EXPECT_NEAR(line.at("share_of_ceiling").get<double>(), line.at("floor_matmul_ms").get<double>() / ms, 1e-9);
   EXPECT_EQ(line.at("floor_ms"),
             std::max(line.at("floor_matmul_ms").get<double>(), line.at("floor_bytes_ms").get<double>()));
+  EXPECT_GT(line.at("floor_bytes_ms").get<double>(), 0);
+  EXPECT_LE(line.at("floor_bytes_ms"), line.at("op_traffic_ms"));
   EXPECT_NEAR(line.at("mfu_tflops").get<double>() / line.at("ceiling_tflops").get<double>(),
               line.at("share_of_ceiling").get<double>(), 1e-9);
 }
