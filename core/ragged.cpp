@@ -1,10 +1,54 @@
 #include "core/ragged.h"
 
+#include <algorithm>
 #include <cstring>
 
 #include "core/check.h"
+#include "core/dispatch.h"
+#include "core/stream.h"
+#if OCCAM_CUDA
+#include "core/cuda/backend.h"
+#endif
 
 namespace occam {
+
+void check_sequences(const char* op, const Sequences& s, const Tensor& x) {
+  if (!s) return;
+  OCCAM_CHECK(s.offsets.dtype() == DType::i32 && s.offsets.rank() == 1 && s.offsets.numel() > 0 &&
+                  x.rank() > 0 && s.offsets.device() == x.device(),
+              ErrorKind::shape, "{}: offsets are {}, expected i32 [b+1] on {}", op, s.offsets.str(),
+              x.device().str());
+  OCCAM_CHECK(s.longest >= 0 && s.longest <= INT32_MAX, ErrorKind::shape, "{}: no sequence can have {} rows",
+              op, s.longest);
+  if (x.is_cuda()) return;
+  const std::vector<int64_t> offsets = s.offsets.to_vector<int64_t>();
+  OCCAM_CHECK(offsets.front() == 0 && offsets.back() <= x.size(0), ErrorKind::shape,
+              "{}: offsets run from {} to {}, there are {} rows", op, offsets.front(), offsets.back(),
+              x.size(0));
+  for (size_t i = 0; i + 1 < offsets.size(); ++i) {
+    const int64_t length = offsets[i + 1] - offsets[i];
+    OCCAM_CHECK(length >= 0 && length <= s.longest, ErrorKind::shape,
+                "{}: sequence {} has {} rows, the longest {}", op, i, length, s.longest);
+  }
+}
+
+SequenceRows sequence_rows(const Tensor& offsets, int64_t longest, int64_t n) {
+  return {offsets.size(0) - 1, longest, offsets.data<int32_t>(), n};
+}
+
+void clear_unused_rows(const Tensor& x, const Tensor& offsets, int64_t n) {
+  OCCAM_ASSERT(x.is_contiguous() && (n == 0 || x.numel() % n == 0));
+  if (x.numel() == 0) return;
+  const int64_t row_bytes = x.numel() / n * int64_t(size_of(x.dtype()));
+  if (x.is_cuda()) {
+    OCCAM_ON_CUDA(cuda::zero_rows_from(x.data_ptr(), row_bytes, n,
+                                       offsets.data<int32_t>() + offsets.size(0) - 1,
+                                       current_stream(x.device()).handle));
+    return;
+  }
+  const int64_t first = offsets.data<int32_t>()[offsets.size(0) - 1];
+  std::memset(static_cast<char*>(x.data_ptr()) + first * row_bytes, 0, size_t((n - first) * row_bytes));
+}
 
 Ragged make_ragged(const Tensor& data, const Tensor& keep, int64_t capacity) {
   OCCAM_CHECK(data.rank() == 3 && keep.shape() == Shape({data.size(0), data.size(1)}), ErrorKind::shape,
@@ -30,6 +74,7 @@ Ragged make_ragged(const Tensor& data, const Tensor& keep, int64_t capacity) {
                   static_cast<const char*>(rows.data_ptr()) + size_t(i * t + j) * row_bytes, row_bytes);
       index[size_t(count++)] = int32_t(j);
     }
+    r.longest = std::max<int64_t>(r.longest, count - offsets.back());
     offsets.push_back(count);
   }
   r.offsets = from_vector(offsets);
@@ -53,6 +98,7 @@ void check_structure(const Ragged& r) {
   part(r.token_index, "token_index", r.capacity());
   part(r.count, "count", 1);
   part(r.overflow, "overflow", 1);
+  OCCAM_CHECK(r.longest >= 0, ErrorKind::shape, "ragged: longest is {}", r.longest);
 }
 
 void check_contents(const Ragged& r) {
@@ -65,6 +111,9 @@ void check_contents(const Ragged& r) {
   for (size_t i = 0; i + 1 < offsets.size(); ++i)
     OCCAM_CHECK(offsets[i] <= offsets[i + 1], ErrorKind::shape,
                 "ragged: offsets fall from {} to {} at sequence {}", offsets[i], offsets[i + 1], i);
+  for (size_t i = 0; i + 1 < offsets.size(); ++i)
+    OCCAM_CHECK(offsets[i + 1] - offsets[i] <= r.longest, ErrorKind::shape,
+                "ragged: sequence {} has {} rows, the longest {}", i, offsets[i + 1] - offsets[i], r.longest);
   for (size_t i = 0; i + 1 < offsets.size(); ++i)
     for (int64_t row = offsets[i] + 1; row < offsets[i + 1]; ++row)
       OCCAM_CHECK(index[size_t(row - 1)] < index[size_t(row)], ErrorKind::shape,

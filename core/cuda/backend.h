@@ -50,6 +50,8 @@ void fill_strided(void* to, DType dtype, const Shape& strides, const Shape& shap
                   void* stream);
 /// to += alpha * from, contiguous; f32, f64, bf16 (bf16 adds in float and rounds once).
 void add_scaled(void* to, const void* from, DType dtype, int64_t count, double alpha, void* stream);
+/// Zeros in rows *first .. rows; *first lies on the device.
+void zero_rows_from(void* to, int64_t row_bytes, int64_t rows, const int32_t* first, void* stream);
 /// *step += 1 (i64).
 void increment(int64_t* step, void* stream);
 

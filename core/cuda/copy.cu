@@ -112,6 +112,13 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
+template <class Unit>
+__global__ void __launch_bounds__(kThreads)
+    zero_rows_units(Unit* to, int64_t row_units, int64_t rows, const int32_t* first) {
+  const int64_t start = *first * row_units;
+  OCCAM_GRID_LOOP(i, rows * row_units - start) to[start + i] = Unit{};
+}
+
 __global__ void increment_step(int64_t* step) { *step += 1; }
 
 template <class To, class From>
@@ -288,6 +295,18 @@ void add_scaled(void* to, const void* from, DType dtype, int64_t count, double a
   fail(ErrorKind::shape, "add_ on a GPU takes f32, f64 and bf16, not " + std::string(name_of(dtype)));
 }
 
+void zero_rows_from(void* to, int64_t row_bytes, int64_t rows, const int32_t* first, void* stream) {
+  auto launch = [&]<class Unit>(Unit* units) {
+    const int64_t in_row = row_bytes / int64_t(sizeof(Unit));
+    zero_rows_units<<<grid_for(rows * in_row, kThreads, 4), kThreads, 0, as_stream(stream)>>>(units, in_row,
+                                                                                              rows, first);
+  };
+  if (row_bytes % 16 == 0 && aligned16(to))
+    launch(static_cast<Bytes16*>(to));
+  else
+    launch(static_cast<uint8_t*>(to));
+  check_launch("zero_rows_units", stream);
+}
 void increment(int64_t* step, void* stream) {
   increment_step<<<1, 1, 0, as_stream(stream)>>>(step);
   check_launch("increment_step", stream);

@@ -197,6 +197,38 @@ TEST(Ragged, PackAndChecks) {
   EXPECT_NE(message_of([&] { check_contents(broken); }).find("offsets fall from 3 to 2"), std::string::npos);
   broken.offsets = from_vector(std::vector<float>{0, 2, 2});
   EXPECT_NE(message_of([&] { check_structure(broken); }).find("offsets"), std::string::npos);
+  broken = r;
+  broken.longest = 1;
+  EXPECT_NE(message_of([&] { check_contents(broken); }).find("has 2 rows, the longest 1"), std::string::npos);
+}
+
+TEST(Ragged, Sequences) {
+  Tensor data = iota({2, 3, 2});
+  Tensor keep = raw::to(from_vector(std::vector<int32_t>{1, 0, 1, 0, 0, 1}, {2, 3}), DType::u8);
+  const Sequences s = make_ragged(data, keep, 5).sequences();
+  EXPECT_EQ(s.longest, 2);
+  EXPECT_EQ(s.count(), 2);
+  Tensor x = ones({5, 3});
+  check_sequences("op", s, x);
+  check_sequences("op", {}, x);
+  const SequenceRows rows = sequence_rows(s.offsets, s.longest, 5);
+  EXPECT_EQ(rows.begin(1), 2);
+  EXPECT_EQ(rows.length(1), 1);
+  EXPECT_EQ(rows.rows(), 5);
+  EXPECT_EQ((SequenceRows{2, 7}.begin(1)), 7);
+  clear_unused_rows(x, s.offsets, 5);
+  EXPECT_EQ(x.to_vector<float>(), (std::vector<float>{1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
+
+  auto message = [&](const Sequences& wrong, const Tensor& of) {
+    return message_of([&] { check_sequences("op", wrong, of); });
+  };
+  auto offsets = [](std::vector<int32_t> v) { return from_vector(v); };
+  EXPECT_NE(message({from_vector(std::vector<float>{0, 1}), 1}, x).find("op: offsets are f32 [2]"),
+            std::string::npos);
+  EXPECT_NE(message(s, ones({2, 3})).find("op: offsets run from 0 to 3, there are 2 rows"),
+            std::string::npos);
+  EXPECT_NE(message({offsets({0, 3}), 2}, x).find("sequence 0 has 3 rows, the longest 2"), std::string::npos);
+  EXPECT_NE(message({offsets({0, 3, 1}), 3}, x).find("sequence 1 has -2 rows"), std::string::npos);
 }
 
 }  // namespace
