@@ -41,7 +41,7 @@ class Cases {
   Cases(const OpSizes& sizes, Device device, DType dtype) : s_(sizes), device_(device), dtype_(dtype) {
     elementwise();
     layers();
-    attention_and_lstm();
+    attention_and_rnns();
     losses();
     indexing();
     updates();
@@ -173,7 +173,7 @@ class Cases {
         });
   }
 
-  void attention_and_lstm() {
+  void attention_and_rnns() {
     const int64_t h = s_.heads, w = s_.dim / h, t = s_.tokens;
     const Shape qkv{s_.batch, t, 3, h, w}, map{s_.batch, h, t, t};
     add(
@@ -206,14 +206,19 @@ class Cases {
           return Tensors{values({s_.batch, h, t, w}), values({s_.batch, h, t, w})};
         },
         [](const Tensors& in) { return matmul(in[0], in[1], false, true); });
-    add(
-        "lstm", fmt::format("[{},{},{},{}], states of {}", s_.batch, t, h, w, w),
-        [this, h, t, w] {
-          return Tensors{values({s_.batch, t, h, w}), values({2, h, 4 * w, w}, true, -0.1, 0.1),
-                         values({2, h, 4 * w, w}, true, -0.1, 0.1), values({2, h, 4 * w}),
-                         values({2, h, 4 * w})};
-        },
-        [](const Tensors& in) { return lstm(in[0], in[1], in[2], in[3], in[4]); });
+    using Rnn = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+    auto add_rnn = [&](const char* name, Rnn* op, int64_t gates) {
+      add(
+          name, fmt::format("[{},{},{},{}], states of {}", s_.batch, t, h, w, w),
+          [this, h, t, w, rows = gates * w] {
+            return Tensors{values({s_.batch, t, h, w}), values({2, h, rows, w}, true, -0.1, 0.1),
+                           values({2, h, rows, w}, true, -0.1, 0.1), values({2, h, rows}),
+                           values({2, h, rows})};
+          },
+          [op](const Tensors& in) { return op(in[0], in[1], in[2], in[3], in[4]); });
+    };
+    add_rnn("lstm", lstm, 4);
+    add_rnn("gru", gru, 3);
   }
 
   void losses() {

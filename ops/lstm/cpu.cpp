@@ -12,28 +12,50 @@ namespace {
 
 constexpr int64_t kRows = 64;  // images that one task carries through time
 
-/// out = the activated gates of z + recurrent + bias (z: w_ih x; both biases in one).
+/// out = the gates of z + recurrent + bias (z: w_ih x; both biases in one), activated but for the two parts
+/// of a GRU's n.
 template <class T>
-OCCAM_VECTORIZED void gates_of(const T* z, const T* recurrent, const T* bias, T* out, int64_t w) {
+OCCAM_VECTORIZED void gates_of(Cell cell, const T* z, const T* recurrent, const T* bias, T* out, int64_t w) {
   for (int64_t j = 0; j < 4 * w; ++j) out[j] = z[j] + recurrent[j] + bias[j];
   for (int64_t j = 0; j < 2 * w; ++j) out[j] = sigmoid_of(out[j]);
+  if (cell == Cell::gru) return;
   for (int64_t j = 2 * w; j < 3 * w; ++j) out[j] = tanh_of(out[j]);
   for (int64_t j = 3 * w; j < 4 * w; ++j) out[j] = sigmoid_of(out[j]);
 }
 
-/// One step of one image: c of the step before in, of this one out.
+/// One step of one image: c of the step before in, of this one out (of a GRU: h in f32).
 template <class T>
-OCCAM_VECTORIZED void step(const T* gates, T* c, T* h, int64_t w) {
+OCCAM_VECTORIZED void step(Cell cell, const T* gates, T* c, T* h, int64_t w) {
+  if (cell == Cell::gru) {
+    for (int64_t j = 0; j < w; ++j) {
+      T n = tanh_of(gates[2 * w + j] + gates[j] * gates[3 * w + j]);
+      h[j] = c[j] = n + gates[w + j] * (c[j] - n);
+    }
+    return;
+  }
   for (int64_t j = 0; j < w; ++j) {
     c[j] = gates[w + j] * c[j] + gates[j] * gates[2 * w + j];
     h[j] = gates[3 * w + j] * tanh_of(c[j]);
   }
 }
 
-/// The step backwards: gh is the gradient of h_t, gc that of c_t (in) and of c_{t-1} (out).
+/// The step backwards: gh is the gradient of h_t, gc that of c_t (in) and of c_{t-1} (out); of a GRU, whose c
+/// is h, gc is what reaches h_{t-1} past the gates.
 template <class T>
-OCCAM_VECTORIZED void step_back(const T* gates, const T* c_before, const T* gy, const T* gh, T* gc, T* gz,
-                                int64_t w) {
+OCCAM_VECTORIZED void step_back(Cell cell, const T* gates, const T* c_before, const T* gy, const T* gh, T* gc,
+                                T* gz, int64_t w) {
+  if (cell == Cell::gru) {
+    for (int64_t j = 0; j < w; ++j) {
+      T r = gates[j], u = gates[w + j], n = tanh_of(gates[2 * w + j] + r * gates[3 * w + j]);
+      T dh = gy[j] + gh[j] + gc[j], dn = dh * (1 - u) * (1 - n * n);
+      gz[j] = dn * gates[3 * w + j] * r * (1 - r);
+      gz[w + j] = dh * (c_before[j] - n) * u * (1 - u);
+      gz[2 * w + j] = dn;
+      gz[3 * w + j] = dn * r;
+      gc[j] = dh * u;
+    }
+    return;
+  }
   for (int64_t j = 0; j < w; ++j) {
     T i = gates[j], f = gates[w + j], g = gates[2 * w + j], o = gates[3 * w + j];
     T tc = tanh_of(f * c_before[j] + i * g), dh = gy[j] + gh[j], dc = gc[j] + dh * o * (1 - tc * tc);
@@ -136,9 +158,9 @@ void lstm_fwd_cpu(const LstmForward<T, T>& a) {
       for (int64_t r = 0; r < rows; ++r) {
         int64_t row = (first + r) * s.t + token, out = (row * s.h + head) * 2 * w + direction * w;
         T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        gates_of(a.z + (which * s.b * s.t + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
+        gates_of(s.cell, a.z + (which * s.b * s.t + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
                  gates.data(), w);
-        step(gates.data(), cr, hr, w);
+        step(s.cell, gates.data(), cr, hr, w);
         std::copy(hr, hr + w, a.y + out);
         if (a.cells != nullptr) std::copy(cr, cr + w, a.cells + out);
       }
@@ -159,9 +181,9 @@ void lstm_bwd_cpu(const LstmBackward<T, T>& a) {
       for (int64_t r = 0; r < rows; ++r) {
         int64_t at = start + r * s.t + token,
                 out = (((first + r) * s.t + token) * s.h + head) * 2 * w + direction * w;
-        gates_of(a.z + at * 4 * w, zero.data(), bias.data(), gates.data(), w);
-        step_back(gates.data(), n == 0 ? zero.data() : a.cells + out + previous * s.h * 2 * w, a.gy + out,
-                  gh.data() + r * w, gc.data() + r * w, a.g_gates + at * 4 * w, w);
+        gates_of(s.cell, a.z + at * 4 * w, zero.data(), bias.data(), gates.data(), w);
+        step_back(s.cell, gates.data(), n == 0 ? zero.data() : a.cells + out + previous * s.h * 2 * w,
+                  a.gy + out, gh.data() + r * w, gc.data() + r * w, a.g_gates + at * 4 * w, w);
       }
       // Rows of one token of neighbouring images are t rows apart.
       matrix_product({.dtype_ab = dtype_of<T>,

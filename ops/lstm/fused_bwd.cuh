@@ -41,7 +41,7 @@ inline constexpr int kInputsFull = 0, kInputsFree = kInputsFull + kInputSlots,
                      kGzFull = kFactorsFree + kSlots, kGzFree = kGzFull + kSlots;
 
 struct Maps {
-  TensorMap x, y, cells, gy, gx;
+  TensorMap x, y, cells, gy, gx;  // cells: of an LSTM
 };
 
 #ifdef OCCAM_WARPGROUP
@@ -150,29 +150,33 @@ __device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint3
              w.first, done);
 }
 
-// The factors of an element, from gates i, f, g, o and c = f c_before + i g:
+// The factors of an element. LSTM, from gates i, f, g, o and c = f c_before + i g:
 //   dc = dc_after + dh A    dz = (dc P, dc Q, dc R, dh S)    dc_before = dc f
 //   A = o (1 - tanh^2 c)    P = g i (1 - i)    Q = c_before f (1 - f)    R = i (1 - g^2)
 //   S = tanh(c) o (1 - o)
+// GRU, from r, u, z3 and n = tanh(z2 + r z3); what is carried to the step before is a part of dh itself:
+//   dc = carried + dh (A = 1)    dz = dc (P, Q, R, S)    carried = dc u
+//   R = (1 - u) (1 - n^2)    S = R r    P = S z3 (1 - r)    Q = (h_before - n) u (1 - u)
 // A thread writes those of its elements, [image / 8][3] pieces of 16 bytes, for the thread of the chain that
 // has the same elements.
 
-template <int kImages>
+template <Cell kCell, int kImages>
 __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf16* b_ih, const bf16* b_hh) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
-  float bias[4][2];  // sigmoid(z) = 1/2 + 1/2 tanh(z / 2), so half of it but for g
+  constexpr bool kLstm = kCell == Cell::lstm;
+  float bias[4][2];  // sigmoid(z) = 1/2 + 1/2 tanh(z / 2), so half of it where a sigmoid follows
 #pragma unroll
   for (int q = 0; q < 4; ++q)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int64_t at = w.which * kGates + q * kWidth + warp * 16 + half * 8 + lane / 4;
-      bias[q][half] = (to_acc(b_ih[at]) + to_acc(b_hh[at])) * (q == 2 ? 1.0f : 0.5f);
+      bias[q][half] = (to_acc(b_ih[at]) + to_acc(b_hh[at])) * (q < 2 || (kLstm && q == 3) ? 0.5f : 1.0f);
     }
   const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
   for (int pair = 0; pair < w.pairs; ++pair) {
     w.wait(kInputsFull, kInputSlots, pair);
-    w.wait(kCellsFull, kSlots, pair);
+    if constexpr (kLstm) w.wait(kCellsFull, kSlots, pair);
 #pragma unroll 1
     for (int s = 0; s < 2; ++s) {
       const uint32_t x = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair + s * R::kStep;
@@ -191,8 +195,11 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
       }
       wgmma_commit();
       uint32_t before[kImages / 8][2];
-      load_units<kImages>(before, w.room + R::cells + uint32_t(pair % kSlots) * R::kPair + s * R::kStep, warp,
-                          lane);
+      // c_before, or h_before where there are no cells
+      load_units<kImages>(
+          before,
+          kLstm ? w.room + R::cells + uint32_t(pair % kSlots) * R::kPair + s * R::kStep : x + R::kPair, warp,
+          lane);
       wgmma_wait<0>();
 #pragma unroll
       for (int q = 0; q < 4; ++q) pin(z[q]);
@@ -208,18 +215,28 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
             const int at = 4 * j + 2 * half + e;
-            const float i = fmaf(tanh_fast(fmaf(z[0][at], 0.5f, bias[0][half])), 0.5f, 0.5f);
-            const float f = fmaf(tanh_fast(fmaf(z[1][at], 0.5f, bias[1][half])), 0.5f, 0.5f);
-            const float g = tanh_fast(z[2][at] + bias[2][half]);
-            const float o = fmaf(tanh_fast(fmaf(z[3][at], 0.5f, bias[3][half])), 0.5f, 0.5f);
-            const float c_before = e == 0 ? low(before[j][half]) : high(before[j][half]);
-            const float ig = i * g, tc = tanh_fast(fmaf(f, c_before, ig));
-            factor[0][e] = fmaf(-tc * o, tc, o);
-            factor[1][e] = fmaf(-ig, i, ig);
-            factor[2][e] = c_before * fmaf(-f, f, f);
-            factor[3][e] = fmaf(-ig, g, i);
-            factor[4][e] = tc * fmaf(-o, o, o);
-            factor[5][e] = f;
+            const float state = e == 0 ? low(before[j][half]) : high(before[j][half]);
+            const float s0 = fmaf(tanh_fast(fmaf(z[0][at], 0.5f, bias[0][half])), 0.5f, 0.5f);
+            const float s1 = fmaf(tanh_fast(fmaf(z[1][at], 0.5f, bias[1][half])), 0.5f, 0.5f);
+            if constexpr (kLstm) {
+              const float g = tanh_fast(z[2][at] + bias[2][half]);
+              const float o = fmaf(tanh_fast(fmaf(z[3][at], 0.5f, bias[3][half])), 0.5f, 0.5f);
+              const float ig = s0 * g, tc = tanh_fast(fmaf(s1, state, ig));
+              factor[0][e] = fmaf(-tc * o, tc, o);
+              factor[1][e] = fmaf(-ig, s0, ig);
+              factor[2][e] = state * fmaf(-s1, s1, s1);
+              factor[3][e] = fmaf(-ig, g, s0);
+              factor[4][e] = tc * fmaf(-o, o, o);
+            } else {
+              const float z3 = z[3][at] + bias[3][half];
+              const float n = tanh_fast(fmaf(s0, z3, z[2][at] + bias[2][half]));
+              factor[0][e] = 1;
+              factor[3][e] = (1 - s1) * fmaf(-n, n, 1);
+              factor[4][e] = factor[3][e] * s0;
+              factor[1][e] = factor[4][e] * fmaf(-z3, s0, z3);
+              factor[2][e] = (state - n) * fmaf(-s1, s1, s1);
+            }
+            factor[5][e] = s1;
           }
 #pragma unroll
           for (int n = 0; n < 6; ++n) words[half * 6 + n] = pack_f16(factor[n][0], factor[n][1]);
@@ -234,9 +251,11 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
       if (lane == 0) w.arrive(kFactorsFull, kSlots, step);
       __syncwarp();
     }
-    named_sync(1, kGroup);  // the cells of the pair are read
-    if (thread == 0 && pair + kSlots < w.pairs)
-      fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
+    if constexpr (kLstm) {
+      named_sync(1, kGroup);  // the cells of the pair are read
+      if (thread == 0 && pair + kSlots < w.pairs)
+        fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
+    }
     __syncwarp();
   }
 }

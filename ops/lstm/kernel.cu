@@ -24,6 +24,7 @@ __global__ void __launch_bounds__(kThreads) lstm_fwd_steps(LstmForward<T, float>
   extern __shared__ float shared[];
   const int64_t w = a.s.w, rows = 4 * w, head = blockIdx.y % a.s.h, direction = blockIdx.y / a.s.h;
   const int64_t which = blockIdx.y, first = int64_t(blockIdx.x) * kImages;
+  const bool gru = a.s.cell == Cell::gru;
   const int images = int(a.s.b - first < kImages ? a.s.b - first : kImages);
   float *h = shared, *c = h + kImages * w, *gates = c + kImages * w, *weights = gates + kImages * rows;
   const T* w_hh = a.w_hh + which * rows * w;
@@ -42,12 +43,12 @@ __global__ void __launch_bounds__(kThreads) lstm_fwd_steps(LstmForward<T, float>
         for (int r = 0; r < kImages; ++r) sum[r] += weight * h[r * w + k];
       }
       float bias = to_acc(a.b_ih[which * rows + j]) + to_acc(a.b_hh[which * rows + j]);
-      bool is_tanh = j >= 2 * w && j < 3 * w;
+      const bool is_sigmoid = j < 2 * w || (!gru && j >= 3 * w);
 #pragma unroll
       for (int r = 0; r < kImages; ++r)
         if (r < images) {
           float z = a.z[((which * a.s.b + first + r) * a.s.t + token) * rows + j] + sum[r] + bias;
-          gates[r * rows + j] = is_tanh ? tanhf(z) : sigmoid(z);
+          gates[r * rows + j] = is_sigmoid ? sigmoid(z) : gru ? z : tanhf(z);
         }
     }
     __syncthreads();
@@ -55,8 +56,9 @@ __global__ void __launch_bounds__(kThreads) lstm_fwd_steps(LstmForward<T, float>
       const int64_t r = i / w, k = i % w;
       const int64_t out = (((first + r) * a.s.t + token) * a.s.h + head) * 2 * w + direction * w + k;
       const float* g = gates + r * rows + k;
-      c[i] = g[w] * c[i] + g[0] * g[2 * w];
-      T y = from_acc<T>(g[3 * w] * tanhf(c[i]));
+      float fresh = gru ? tanhf(g[2 * w] + g[0] * g[3 * w]) : g[0] * g[2 * w];
+      c[i] = gru ? fresh + g[w] * (c[i] - fresh) : g[w] * c[i] + fresh;
+      T y = from_acc<T>(gru ? c[i] : g[3 * w] * tanhf(c[i]));
       h[i] = to_acc(y);
       a.y[out] = y;
       if (a.cells != nullptr) a.cells[out] = from_acc<T>(c[i]);
@@ -72,6 +74,7 @@ __global__ void __launch_bounds__(kThreads) lstm_bwd_steps(LstmBackward<T, float
   extern __shared__ float shared[];
   const int64_t w = a.s.w, rows = 4 * w, head = blockIdx.y % a.s.h, direction = blockIdx.y / a.s.h;
   const int64_t which = blockIdx.y, first = int64_t(blockIdx.x) * kImages;
+  const bool gru = a.s.cell == Cell::gru;
   const int64_t images = a.s.b - first < kImages ? a.s.b - first : kImages;
   float *gh = shared, *gc = gh + kImages * w, *gz = gc + kImages * w, *weights = gz + kImages * rows;
   const T* w_hh = a.w_hh + which * rows * w;
@@ -90,19 +93,31 @@ __global__ void __launch_bounds__(kThreads) lstm_bwd_steps(LstmBackward<T, float
         const int64_t bias = which * rows + q * w + k;
         z[q] = a.z[at + q * w] + (to_acc(a.b_ih[bias]) + to_acc(a.b_hh[bias]));
       }
-      float in = sigmoid(z[0]), forget = sigmoid(z[1]), cell = tanhf(z[2]), leave = sigmoid(z[3]);
       float before = n == 0 ? 0.0f : to_acc(a.cells[out + previous * a.s.h * 2 * w]);
-      float tc = tanhf(forget * before + in * cell);
-      float dh = gh[i] + to_acc(a.gy[out]), dc = gc[i] + dh * leave * (1 - tc * tc);
-      float d[4] = {dc * cell * in * (1 - in), dc * before * forget * (1 - forget),
-                    dc * in * (1 - cell * cell), dh * tc * leave * (1 - leave)};
+      float dh = gh[i] + to_acc(a.gy[out]), d[4];
+      if (gru) {
+        float reset = sigmoid(z[0]), stay = sigmoid(z[1]), fresh = tanhf(z[2] + reset * z[3]);
+        dh += gc[i];
+        d[2] = dh * (1 - stay) * (1 - fresh * fresh);
+        d[3] = d[2] * reset;
+        d[0] = d[2] * z[3] * reset * (1 - reset);
+        d[1] = dh * (before - fresh) * stay * (1 - stay);
+        gc[i] = dh * stay;
+      } else {
+        float in = sigmoid(z[0]), forget = sigmoid(z[1]), cell = tanhf(z[2]), leave = sigmoid(z[3]);
+        float tc = tanhf(forget * before + in * cell), dc = gc[i] + dh * leave * (1 - tc * tc);
+        d[0] = dc * cell * in * (1 - in);
+        d[1] = dc * before * forget * (1 - forget);
+        d[2] = dc * in * (1 - cell * cell);
+        d[3] = dh * tc * leave * (1 - leave);
+        gc[i] = dc * forget;
+      }
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         T stored = from_acc<T>(d[q]);
         a.g_gates[at + q * w] = stored;
         gz[r * rows + q * w + k] = to_acc(stored);
       }
-      gc[i] = dc * forget;
     }
     __syncthreads();
     for (int64_t i = threadIdx.x; i < images * w; i += kThreads) {

@@ -6,8 +6,13 @@
 
 namespace occam::kernels {
 
+/// Of a GRU the rows of a unit are r, u, the new state's part of x and its part of h (with zero weights of h
+/// and of x): n = tanh(z2 + r z3), h = (1 - u) n + u h_{t-1}; it has no cells.
+enum class Cell { lstm, gru };
+
 struct LstmShape {
   int64_t b = 0, t = 0, h = 0, w = 0;
+  Cell cell = Cell::lstm;
 };
 
 /// T: storage of weights, outputs, cells and their gradients; A: of the gates (f32 for f32 and bf16).
@@ -51,6 +56,7 @@ void lstm_bwd_fused(const LstmFusedBackward& a, void* stream);
 /// states of width 64, pointers at multiples of 16 bytes, a GPU with bf16 products.
 struct LstmPersistentForward {
   LstmShape s;
+  // Weights as given, of a GRU with three rows a unit.
   const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
   bf16 *y = nullptr, *cells = nullptr;  // as of LstmForward
   int64_t cells_after_y = 0;            // bytes; set by the launch

@@ -1,6 +1,6 @@
-// Backward of bf16 heads of width 64 on Hopper in one pass over time, from x, y, c and gy to the gradients of
-// x, weights and biases: README.md, "Backward on Hopper". A block has a (direction, head) and kImages images,
-// and four warpgroups that pass tiles on through shared memory:
+// Backward of bf16 heads of width 64 on Hopper, LSTM or GRU, in one pass over time, from x, y, c and gy to
+// the gradients of x, weights and biases: README.md, "Backward on Hopper". A block has a (direction, head)
+// and kImages images, and four warpgroups that pass tiles on through shared memory:
 //   gates    z = W [x_t; h_{t-1}] of a step, activated: the factors of the cell's way back (fused_bwd.cuh)
 //   chain    dh = gy + W_hh' dz of the step after; dc; dz, with the factors; dx = W_ih' dz beside it
 //   weights  two of them, a pair of steps at a time: dW += dz [x; h]', half of the gates each
@@ -17,7 +17,7 @@ namespace {
 
 #ifdef OCCAM_WARPGROUP
 
-template <int kImages>
+template <Cell kCell, int kImages>
 __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -94,7 +94,7 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
           d[0][e] = c * factor[1][e];
           d[1][e] = c * factor[2][e];
           d[2][e] = c * factor[3][e];
-          d[3][e] = gh[at] * factor[4][e];
+          d[3][e] = (kCell == Cell::lstm ? gh[at] : c) * factor[4][e];
           dc[at] = c * factor[5][e];
         }
 #pragma unroll
@@ -199,7 +199,7 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
 
 #endif
 
-template <int kImages>
+template <Cell kCell, int kImages>
 __global__ void __launch_bounds__(kThreads, 1)
     lstm_bwd_pass(LstmFusedBackward a, const __grid_constant__ Maps maps) {
 #ifdef OCCAM_WARPGROUP
@@ -237,7 +237,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     barrier_init_fence();
     for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
     for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
-      fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
+      if (kCell == Cell::lstm) fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
       fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
     }
   }
@@ -250,10 +250,10 @@ __global__ void __launch_bounds__(kThreads, 1)
     weights<kImages>(w, maps, group, a.gw_parts + tile * kGates * 2 * kWidth);
   } else if (group == 2) {
     fewer_registers<96>();
-    gates<kImages>(w, maps, a.b_ih, a.b_hh);
+    gates<kCell, kImages>(w, maps, a.b_ih, a.b_hh);
   } else {
     fewer_registers<96>();
-    chain<kImages>(w, maps, a.gb_parts + tile * kGates);
+    chain<kCell, kImages>(w, maps, a.gb_parts + tile * kGates);
   }
 #endif
 }
@@ -294,17 +294,17 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
   }
 }
 
-template <int kImages>
+template <Cell kCell, int kImages>
 void launch(const LstmFusedBackward& a, void* stream) {
   const LstmShape& s = a.s;
   const int64_t tiles = div_up<int64_t>(s.b, kImages), row = s.h * kWidth;
   Maps maps{.x = tensor_map(a.x, s.b, s.t, row, 1, kImages),
             .y = tensor_map(a.y, s.b, s.t, 2 * row, 1, kImages),
-            .cells = tensor_map(a.cells, s.b, s.t, 2 * row, 1, kImages),
+            .cells = tensor_map(kCell == Cell::lstm ? a.cells : a.y, s.b, s.t, 2 * row, 1, kImages),
             .gy = tensor_map(a.gy, s.b, s.t, 2 * row, 1, kImages),
             .gx = tensor_map(a.gx_parts, s.b, s.t, 2 * row, 1, kImages)};
-  allow_shared(lstm_bwd_pass<kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
-  lstm_bwd_pass<kImages>
+  allow_shared(lstm_bwd_pass<kCell, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
+  lstm_bwd_pass<kCell, kImages>
       <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(
           a, maps);
   check_launch("lstm_bwd_pass", stream);
@@ -320,7 +320,7 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   if (2 * a.s.h > 65535 || a.s.t > 1 << 30 || a.s.b > 1 << 30) return 0;  // grid.y; coordinates
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<8>));
+    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, 8>));
     return attributes.maxThreadsPerBlock == 4 * kGroup;
   }();
   if (!built) return 0;
@@ -336,9 +336,13 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
 }
 
 void lstm_bwd_fused(const LstmFusedBackward& a, void* stream) {
-  if (a.images == 8) return launch<8>(a, stream);
-  if (a.images == 16) return launch<16>(a, stream);
-  launch<24>(a, stream);
+  auto of_cell = [&]<Cell kCell>() {
+    if (a.images == 8) return launch<kCell, 8>(a, stream);
+    if (a.images == 16) return launch<kCell, 16>(a, stream);
+    launch<kCell, 24>(a, stream);
+  };
+  if (a.s.cell == Cell::lstm) return of_cell.template operator()<Cell::lstm>();
+  of_cell.template operator()<Cell::gru>();
 }
 
 }  // namespace occam::kernels

@@ -26,14 +26,25 @@ __device__ __forceinline__ float tanh_fast(float x) {
   return y;
 }
 
-/// One cell: z are its gates, those of sigmoids halved, since sigmoid(z) = (1 + tanh(z / 2)) / 2.
-__device__ __forceinline__ float cell(const float (&z)[4], float& c) {
-  float i = tanh_fast(z[0]), f = tanh_fast(z[1]), g = tanh_fast(z[2]), o = tanh_fast(z[3]);
-  c = 0.5f * (fmaf(i, g, g) + fmaf(f, c, c));
-  float t = tanh_fast(c);
-  return 0.5f * fmaf(o, t, t);
+template <Cell kCell>
+__device__ constexpr bool is_sigmoid(int gate) {
+  return kCell == Cell::lstm ? gate != 2 : gate < 2;
 }
-__device__ constexpr bool is_sigmoid(int gate) { return gate != 2; }
+
+/// One cell: z are its gates, those of sigmoids halved, since sigmoid(z) = (1 + tanh(z / 2)) / 2; c is what
+/// it carries besides h, of a GRU h before it is rounded.
+template <Cell kCell>
+__device__ __forceinline__ float cell(const float (&z)[4], float& c) {
+  if constexpr (kCell == Cell::lstm) {
+    float i = tanh_fast(z[0]), f = tanh_fast(z[1]), g = tanh_fast(z[2]), o = tanh_fast(z[3]);
+    c = 0.5f * (fmaf(i, g, g) + fmaf(f, c, c));
+    float t = tanh_fast(c);
+    return 0.5f * fmaf(o, t, t);
+  }
+  float r = fmaf(0.5f, tanh_fast(z[0]), 0.5f), u = fmaf(0.5f, tanh_fast(z[1]), 0.5f);
+  float n = tanh_fast(fmaf(r, z[3], z[2]));
+  return c = fmaf(u, c - n, n);
+}
 
 __device__ __forceinline__ uint32_t halved(uint32_t pair) {
   uint32_t half;
@@ -54,9 +65,9 @@ __device__ __forceinline__ void store_global(const char* at, uint4 v) {
                : "memory");
 }
 
-/// Row kRows/2 half + g of product m, of a warp's kProducts products of 16 rows: which gate of which state.
-/// 4 warps: a product a gate, of 16 states; 8 warps: two gates of 8 states. Either way all gates of a cell
-/// meet in one thread.
+/// Row 8 half + g of product m, of a warp's kProducts products of 16 rows: which gate of which state. 4
+/// warps: a product a gate, of 16 states; 8 warps: two gates of 8 states. Either way all gates of a cell meet
+/// in one thread.
 template <int kWarps>
 struct Rows {
   static constexpr int kProducts = 16 / kWarps, kStates = 8 / kWarps;  // kStates: that a thread has
@@ -73,7 +84,7 @@ struct Rows {
 /// kColumns: images that a thread has: 2, or 1 of tiles of 4 images, which then take every other column.
 /// kBlocks: on a multiprocessor. `early`: the input products of the next step are made between the recurrent
 /// ones and the cell, into registers of their own; otherwise after the cell.
-template <int kWarps, int kColumns, int kBlocks>
+template <Cell kCell, int kWarps, int kColumns, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPersistentForward a) {
   using Rows = Rows<kWarps>;
   constexpr int kProducts = Rows::kProducts, kStates = Rows::kStates, kImages = kTile * kColumns / 2;
@@ -116,10 +127,12 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   // Of a row a lane holds columns 16 q to 16 q + 15, as mma.sync's columns 2q, 2q+1, 2q+8 and 2q+9 of four
   // products: sums may be taken in any order, and so both operands are read in pieces of 16 bytes.
   uint32_t w_x[kProducts][4][4], w_h[kProducts][4][4];
-  auto load_row = [&](uint32_t(&w)[4][4], const bf16* from, int half, bool halve) {
+  constexpr int kRows = kCell == Cell::lstm ? kGates : 3 * kWidth;  // as the weights are given
+  auto load_row = [&](uint32_t(&w)[4][4], const bf16* weights, bool given, int half, bool halve) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
-      uint4 v = *reinterpret_cast<const uint4*>(from + 16 * q + 8 * k);
+      uint4 v = make_uint4(0, 0, 0, 0);
+      if (given) v = *reinterpret_cast<const uint4*>(weights + 16 * q + 8 * k);
       w[2 * k][half] = halve ? halved(v.x) : v.x, w[2 * k][half + 2] = halve ? halved(v.y) : v.y;
       w[2 * k + 1][half] = halve ? halved(v.z) : v.z, w[2 * k + 1][half + 2] = halve ? halved(v.w) : v.w;
     }
@@ -131,26 +144,35 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int gate = Rows::gate(m, half);
-      const int64_t at = int64_t(line) * kGates + gate * kWidth + Rows::state(warp, g, half);
-      load_row(w_x[m], a.w_ih + at * kWidth, half, is_sigmoid(gate));
-      load_row(w_h[m], a.w_hh + at * kWidth, half, is_sigmoid(gate));
+      // A GRU's third gate has two rows, one with weights of x alone, one with weights of h.
+      const int of_x = kCell == Cell::lstm || gate < 3 ? gate : -1, of_h = kCell == Cell::lstm || gate < 2
+                                                                               ? gate
+                                                                           : gate == 3 ? 2
+                                                                                       : -1;
+      const int64_t at = int64_t(line) * kRows + Rows::state(warp, g, half);
+      const int64_t at_x = at + of_x * kWidth, at_h = at + of_h * kWidth;
+      load_row(w_x[m], a.w_ih + at_x * kWidth, of_x >= 0, half, is_sigmoid<kCell>(gate));
+      load_row(w_h[m], a.w_hh + at_h * kWidth, of_h >= 0, half, is_sigmoid<kCell>(gate));
       if (q < 2)
         reinterpret_cast<float*>(shared + bias_at + m * 128)[2 * half + q] =
-            (float(a.b_ih[at]) + float(a.b_hh[at])) * (is_sigmoid(gate) ? 0.5f : 1.0f);
+            ((of_x < 0 ? 0 : float(a.b_ih[at_x])) + (of_h < 0 ? 0 : float(a.b_hh[at_h]))) *
+            (is_sigmoid<kCell>(gate) ? 0.5f : 1.0f);
     }
   __syncwarp();
 
   const uint32_t mine = base + g * kRow + 32 * q;
-  auto add_products = [&](float(&d)[kProducts][4], const uint32_t(&w)[kProducts][4][4], uint32_t tile) {
+  // Products that are 0 throughout are left out.
+  constexpr bool kHalfGates = kCell == Cell::gru && kWarps == 4;
+  constexpr int kNotOfX = kHalfGates ? 3 : -1, kNotOfH = kHalfGates ? 2 : -1;
+  auto add_products = [&](float(&d)[kProducts][4], const uint32_t(&w)[kProducts][4][4], int not_of,
+                          uint32_t tile) {
     const uint4 low = load_shared(mine + tile), high = load_shared(mine + tile + 16);
+    const uint32_t b[4][2] = {{low.x, low.y}, {low.z, low.w}, {high.x, high.y}, {high.z, high.w}};
 #pragma unroll
-    for (int m = 0; m < kProducts; ++m) mma_bf16(d[m], w[m][0], low.x, low.y);
+    for (int k = 0; k < 4; ++k)
 #pragma unroll
-    for (int m = 0; m < kProducts; ++m) mma_bf16(d[m], w[m][1], low.z, low.w);
-#pragma unroll
-    for (int m = 0; m < kProducts; ++m) mma_bf16(d[m], w[m][2], high.x, high.y);
-#pragma unroll
-    for (int m = 0; m < kProducts; ++m) mma_bf16(d[m], w[m][3], high.z, high.w);
+      for (int m = 0; m < kProducts; ++m)
+        if (m != not_of) mma_bf16(d[m], w[m][k], b[k][0], b[k][1]);
   };
   auto input_products = [&](float(&d)[kProducts][4], uint32_t slot) {
 #pragma unroll
@@ -159,7 +181,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
       d[m][0] = __uint_as_float(b.x), d[m][1] = __uint_as_float(b.y);
       d[m][2] = __uint_as_float(b.z), d[m][3] = __uint_as_float(b.w);
     }
-    add_products(d, w_x, kX + slot);
+    add_products(d, w_x, kNotOfX, kX + slot);
   };
 
   float z[kProducts][4], next[kProducts][4], c[kStates][kColumns] = {};
@@ -171,7 +193,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   for (int n = 0; n < steps; ++n) {
     copies_wait<kAhead - 3>();  // x of the next step
     __syncthreads();
-    add_products(z, w_h, h);
+    add_products(z, w_h, kNotOfH, h);
     bring((slot + (kAhead - 1) * kSlot) % (kAhead * kSlot), n + kAhead - 1);
     if (n > 0) take(h);
     there += stride;
@@ -186,7 +208,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
       for (int half = 0; half < kStates; ++half) {
         const float gates[4] = {Rows::of(z, 0, half, column), Rows::of(z, 1, half, column),
                                 Rows::of(z, 2, half, column), Rows::of(z, 3, half, column)};
-        out[half][column] = cell(gates, c[half][column]);
+        out[half][column] = cell<kCell>(gates, c[half][column]);
       }
     auto put_states = [&](uint32_t at, const float(&v)[kStates][kColumns], int column) {
       if constexpr (kStates == 2)
@@ -214,6 +236,22 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   take(h);
 }
 
+template <Cell kCell>
+void launch(const LstmPersistentForward& a, void* stream) {
+  const int64_t blocks = div_up<int64_t>(a.s.b, kTile) * 2 * a.s.h;
+  auto run = [&](void (*kernel)(LstmPersistentForward), int warps) {
+    kernel<<<unsigned(blocks), 32 * warps, 0, as_stream(stream)>>>(a);
+    check_launch("lstm_fwd_resident", stream);
+  };
+  // 8 warps shorten a step, 4 fit more images on a multiprocessor.
+  if (a.s.b <= kTile / 2)
+    run(lstm_fwd_resident<kCell, 8, 1, 2>, 8);
+  else if (blocks <= 2 * device_limits().sm_count)
+    run(lstm_fwd_resident<kCell, 8, 2, 2>, 8);
+  else
+    run(lstm_fwd_resident<kCell, 4, 2, 3>, 4);
+}
+
 }  // namespace
 
 bool lstm_fits_persistent(const LstmPersistentForward& a, int64_t width) {
@@ -225,18 +263,7 @@ bool lstm_fits_persistent(const LstmPersistentForward& a, int64_t width) {
 
 void lstm_fwd_persistent(LstmPersistentForward a, void* stream) {
   a.cells_after_y = reinterpret_cast<const char*>(a.cells) - reinterpret_cast<const char*>(a.y);
-  const int64_t blocks = div_up<int64_t>(a.s.b, kTile) * 2 * a.s.h;
-  auto launch = [&](void (*kernel)(LstmPersistentForward), int warps) {
-    kernel<<<unsigned(blocks), 32 * warps, 0, as_stream(stream)>>>(a);
-    check_launch("lstm_fwd_resident", stream);
-  };
-  // 8 warps shorten a step, 4 fit more images on a multiprocessor.
-  if (a.s.b <= kTile / 2)
-    launch(lstm_fwd_resident<8, 1, 2>, 8);
-  else if (blocks <= 2 * device_limits().sm_count)
-    launch(lstm_fwd_resident<8, 2, 2>, 8);
-  else
-    launch(lstm_fwd_resident<4, 2, 3>, 4);
+  a.s.cell == Cell::lstm ? launch<Cell::lstm>(a, stream) : launch<Cell::gru>(a, stream);
 }
 
 }  // namespace occam::kernels

@@ -8,47 +8,61 @@
 namespace occam {
 namespace {
 
-struct LstmOp {
+using kernels::Cell;
+
+struct Weights {
+  Tensor w_ih, w_hh, b_ih, b_hh;
+};
+
+/// The kernels know four rows a unit: an LSTM's gates, or what kernels::Cell says of a GRU.
+template <Cell kCell>
+struct Recurrence {
   struct Attrs {};
+  static constexpr bool kLstm = kCell == Cell::lstm;
+  static constexpr int64_t kGates = kLstm ? 4 : 3;
   static constexpr OpInfo info{
-      .name = "lstm",
+      .name = kLstm ? "lstm" : "gru",
       .contract = "x: b t h i, w_ih: 2 h g i, w_hh: 2 h g w, b_ih: 2 h g, b_hh: 2 h g -> b t h o",
       .bound = Bound::compute,
-      .hint = "g = 4w: the gates i, f, g, o"};
+      .hint = kLstm ? "g = 4w: the gates i, f, g, o" : "g = 3w: the gates r, z, n"};
 
-  static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh) { return {x[0], x[1], x[2], w_hh[3]}; }
+  static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh) {
+    return {x[0], x[1], x[2], w_hh[3], kCell};
+  }
 
   static Outs forward(Ctx& c, In in, const Attrs&) {
-    const Tensor &x = in[0], &w_ih = in[1], &w_hh = in[2], &b_ih = in[3], &b_hh = in[4];
+    const Tensor &x = in[0], &w_hh = in[2];
     kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
-    OCCAM_CHECK(w_ih.size(2) == 4 * s.w && x.size(3) > 0 && s.w > 0, ErrorKind::shape,
-                "lstm: w_hh {} has {} gate rows for states of width {}; 4 x {} are needed\n  contract  {}",
-                w_hh.shape().str(), w_hh.size(2), s.w, s.w, info.contract);
+    OCCAM_CHECK(w_hh.size(2) == kGates * s.w && x.size(3) > 0 && s.w > 0, ErrorKind::shape,
+                "{}: w_hh {} has {} gate rows for states of width {}; {} x {} are needed\n  contract  {}",
+                info.name, w_hh.shape().str(), w_hh.size(2), s.w, kGates, s.w, info.contract);
     Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x)),
-           cells = c.recording() ? empty_like(y) : Tensor();
+           cells = kLstm && c.recording() ? empty_like(y) : Tensor();
     if (y.numel() > 0 && !persistent(in, y, cells)) {
-      Tensor z = input_part(x, w_ih);
+      const Weights p = packed(in[1], in[2], in[3], in[4]);
+      Tensor z = input_part(x, p.w_ih);
       if (x.is_cuda()) {
         dispatch_cuda(x.dtype(), [&]<class T>() {
           OCCAM_ON_CUDA(
-              kernels::lstm_fwd<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<float>(),
+              kernels::lstm_fwd<T>({s, p.w_hh.data<T>(), p.b_ih.data<T>(), p.b_hh.data<T>(), z.data<float>(),
                                     y.data<T>(), cells ? cells.data<T>() : nullptr},
                                    current_stream(x.device()).handle));
         });
       } else {
         dispatch_float(x.dtype(), [&]<class T>() {
-          kernels::lstm_fwd_cpu<T>({s, w_hh.data<T>(), b_ih.data<T>(), b_hh.data<T>(), z.data<T>(),
+          kernels::lstm_fwd_cpu<T>({s, p.w_hh.data<T>(), p.b_ih.data<T>(), p.b_hh.data<T>(), z.data<T>(),
                                     y.data<T>(), cells ? cells.data<T>() : nullptr});
         });
       }
     }
-    c.save({x, w_ih, w_hh, b_ih, b_hh, y, cells});
+    c.save({x, in[1], in[2], in[3], in[4], y, cells});
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    Tensor x = c.saved(0), w_ih = c.saved(1), w_hh = c.saved(2), b_ih = c.saved(3), b_hh = c.saved(4),
-           cells = c.saved(6);
+    const Tensor x = c.saved(0), y = c.saved(5), cells = kLstm ? c.saved(6) : y;
+    const Weights p = packed(c.saved(1), c.saved(2), c.saved(3), c.saved(4));
+    const Tensor &w_ih = p.w_ih, &w_hh = p.w_hh, &b_ih = p.b_ih, &b_hh = p.b_hh;
     kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
     if (x.is_cuda() && x.dtype() == DType::bf16 && x.numel() > 0) {
       kernels::LstmFusedBackward a{.s = s,
@@ -57,13 +71,13 @@ struct LstmOp {
                                    .w_hh = w_hh.data<bf16>(),
                                    .b_ih = b_ih.data<bf16>(),
                                    .b_hh = b_hh.data<bf16>(),
-                                   .y = c.saved(5).data<bf16>(),
+                                   .y = y.data<bf16>(),
                                    .cells = cells.data<bf16>(),
                                    .gy = gy[0].data<bf16>()};
       OCCAM_ON_CUDA(a.images = kernels::lstm_bwd_images(a, x.size(3)));
-      if (a.images > 0) return backward_fused(c, x, a);
+      if (a.images > 0) return backward_fused(c, x, p, a);
     }
-    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x)), before = states_before(c.saved(5));
+    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x)), before = states_before(y);
     if (g_gates.numel() > 0) {
       Tensor z = input_part(x, w_ih);
       matrix_product({.device = x.device(),
@@ -114,7 +128,7 @@ struct LstmOp {
     }
     // g_gates^T x by direction, g_gates^T h_{t-1} for all (direction, head) at once.
     if (c.needs(1)) {
-      grads[1] = weight_grad(c, 1, g_gates);
+      grads[1] = weight_grad(c, 1, w_ih.shape(), g_gates);
       for (int64_t direction = 0; direction < 2 && s.b * s.t > 0; ++direction)
         matrix_product({.device = x.device(),
                         .dtype_ab = x.dtype(),
@@ -132,7 +146,7 @@ struct LstmOp {
                        raw::select(grads[1], 0, direction).data_ptr());
     }
     if (c.needs(2)) {
-      grads[2] = weight_grad(c, 2, g_gates);
+      grads[2] = weight_grad(c, 2, w_hh.shape(), g_gates);
       if (s.b * s.t > 0)
         matrix_product({.device = x.device(),
                         .dtype_ab = x.dtype(),
@@ -151,8 +165,10 @@ struct LstmOp {
       if (c.needs(i)) {
         DType dtype = c.grad_dtype_of(i);
         Tensor rows = raw::reshape(g_gates, {2, s.h, s.b * s.t, 4 * s.w});
-        grads[i] = raw::reshape(raw::sum_to_shape(rows, {2, s.h, 1, 4 * s.w}, dtype), c.shape_of(i));
+        grads[i] = raw::reshape(raw::sum_to_shape(rows, {2, s.h, 1, 4 * s.w}, dtype), b_ih.shape());
       }
+    for (size_t i = 1; i < 5; ++i)
+      if (grads[i]) grads[i] = unpacked(grads[i], i);
     return grads;
   }
 
@@ -163,11 +179,32 @@ struct LstmOp {
   }
 
  private:
-  static Grads backward_fused(Ctx& c, const Tensor& x, kernels::LstmFusedBackward a) {
+  /// With four rows a unit: of n's gate a GRU's part of x and part of h have rows of their own.
+  static Weights packed(const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+    if (kLstm) return {w_ih, w_hh, b_ih, b_hh};
+    auto pack = [w = w_hh.size(3)](const Tensor& from, int64_t n_row) {
+      Tensor to = zeros(from.shape().with(2, 4 * w), options_of(from));
+      raw::slice(to, 2, 0, 2 * w).copy_(raw::slice(from, 2, 0, 2 * w));
+      raw::slice(to, 2, n_row * w, w).copy_(raw::slice(from, 2, 2 * w, w));
+      return to;
+    };
+    return {pack(w_ih, 2), pack(w_hh, 3), pack(b_ih, 2), pack(b_hh, 3)};
+  }
+  /// The way back, of the gradient of input i.
+  static Tensor unpacked(const Tensor& from, size_t i) {
+    if (kLstm) return from;
+    const int64_t w = from.size(2) / 4, n_row = i % 2 == 1 ? 2 : 3;
+    Tensor to = empty(from.shape().with(2, 3 * w), options_of(from));
+    raw::slice(to, 2, 0, 2 * w).copy_(raw::slice(from, 2, 0, 2 * w));
+    raw::slice(to, 2, 2 * w, w).copy_(raw::slice(from, 2, n_row * w, w));
+    return to;
+  }
+
+  static Grads backward_fused(Ctx& c, const Tensor& x, const Weights& p, kernels::LstmFusedBackward a) {
     const TensorOptions f32{DType::f32, x.device()};
     const int64_t parts = (a.s.b + a.images - 1) / a.images;
-    Grads grads{empty_like(x), empty(c.shape_of(1), f32), empty(c.shape_of(2), f32),
-                empty(c.shape_of(3), f32), empty(c.shape_of(4), f32)};
+    Grads grads{empty_like(x), empty(p.w_ih.shape(), f32), empty(p.w_hh.shape(), f32),
+                empty(p.b_ih.shape(), f32), empty(p.b_hh.shape(), f32)};
     Tensor gx = empty({2 * x.numel()}, options_of(x)), weights = empty({parts, 2 * grads[1].numel()}, f32),
            biases = empty({parts, grads[3].numel()}, f32);
     a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
@@ -175,10 +212,12 @@ struct LstmOp {
     a.gb_ih = grads[3].data<float>(), a.gb_hh = grads[4].data<float>(), a.gb_parts = biases.data<float>();
     OCCAM_ON_CUDA(kernels::lstm_bwd_fused(a, current_stream(x.device()).handle));
     for (size_t i = 0; i < 5; ++i) {
-      if (!c.needs(i))
+      if (!c.needs(i)) {
         grads[i] = Tensor();
-      else if (i > 0 && c.grad_dtype_of(i) != DType::f32)
-        grads[i] = raw::to(grads[i], x.dtype());
+      } else if (i > 0) {
+        grads[i] = unpacked(grads[i], i);
+        if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
+      }
     }
     return grads;
   }
@@ -235,8 +274,8 @@ struct LstmOp {
     return before;
   }
 
-  static Tensor weight_grad(Ctx& c, size_t i, const Tensor& g_gates) {
-    Tensor g = empty(c.shape_of(i), {c.grad_dtype_of(i), g_gates.device()});
+  static Tensor weight_grad(Ctx& c, size_t i, const Shape& shape, const Tensor& g_gates) {
+    Tensor g = empty(shape, {c.grad_dtype_of(i), g_gates.device()});
     if (g_gates.numel() == 0) g.zero_();
     return g;
   }
@@ -245,9 +284,13 @@ struct LstmOp {
 }  // namespace
 
 Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
-  return apply<LstmOp>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
+  return apply<Recurrence<Cell::lstm>>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
 }
 
-OCCAM_REGISTER(lstm, LstmOp);
+Tensor gru(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
+  return apply<Recurrence<Cell::gru>>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
+}
+
+OCCAM_REGISTER(lstm, Recurrence<Cell::lstm>, Recurrence<Cell::gru>);
 
 }  // namespace occam

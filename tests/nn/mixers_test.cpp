@@ -31,6 +31,7 @@ TEST(MixerLedger, PublishedParameters) {
   EXPECT_EQ(params("bilstm", kTiny), 298560);
   EXPECT_EQ(params("bilstm", kSmall), 744576);
   EXPECT_EQ(params("bilstm", kBase), 2078976);
+  EXPECT_EQ(params("bigru", kSmall), 2 * 384 * 384 + 911 * 384);
   EXPECT_EQ(params("identity", kBase), 0);
 }
 
@@ -366,28 +367,32 @@ TEST(Replace, AttentionShowsQkv) {
   EXPECT_EQ(seen, (Shape{2, 17, 3, 2, 12}));
 }
 
-// tests/tools/bilstm_heads.py: one torch.nn.LSTM a head.
-TEST(Bilstm, EqualsSmallLstmsOfPytorch) {
-  const Safetensors golden(OCCAM_SOURCE_DIR "/tests/data/golden/bilstm.safetensors");
+/// The mixer against golden outputs that PyTorch made from one small network a head.
+void expect_golden(const char* kind) {
+  const std::string name = kind;
+  const Safetensors golden(OCCAM_SOURCE_DIR "/tests/data/golden/" + name + ".safetensors");
   struct Case {
     const char *name, *hidden;
     MixerShape shape;
   };
-  for (const Case& c : {Case{"bilstm_12_3_4", "0", {12, 3}}, Case{"bilstm_12_2_5", "5", {12, 2}}}) {
-    auto mixer = make_mixer("bilstm", c.shape, {{"hidden", c.hidden}});
-    rule::fill(*mixer, c.name);
+  for (const Case& c : {Case{"_12_3_4", "0", {12, 3}}, Case{"_12_2_5", "5", {12, 2}}}) {
+    auto mixer = make_mixer(name, c.shape, {{"hidden", c.hidden}});
+    rule::fill(*mixer, name + c.name);
     NoGrad no_grad;
-    const Tensor x = rule::tensor(std::string(c.name) + "/x", {2, 7, 12}, 0, 1.5);
+    const Tensor x = rule::tensor(name + c.name + "/x", {2, 7, 12}, 0, 1.5);
     auto expect_near = [&](const Tensor& got, const std::string& what) {
-      const auto g = got.to_vector<float>(), e = golden.get(c.name + what).to_vector<float>();
+      const auto g = got.to_vector<float>(), e = golden.get(name + c.name + what).to_vector<float>();
       ASSERT_EQ(g.size(), e.size());
       for (size_t i = 0; i < e.size(); ++i)
-        ASSERT_NEAR(g[i], e[i], 1e-5) << c.name << what << " element " << i;
+        ASSERT_NEAR(g[i], e[i], 1e-5) << name << c.name << what << " element " << i;
     };
     expect_near(mixer->heads(x), ".heads");
     expect_near((*mixer)(x), ".output");
   }
 }
+
+// tests/tools/rnn_heads.py.
+TEST(Bilstm, EqualsSmallLstmsOfPytorch) { expect_golden("bilstm"); }
 
 TEST(Replace, WrongNamesOptionsAndBlocks) {
   auto model = small_model();

@@ -1,5 +1,5 @@
-// The fused backward of the LSTM with as many images a block as large batches have, against the same heads
-// one at a time, which have the fewest.
+// The fused backward of LSTM and GRU with as many images a block as large batches have, against the same
+// heads one at a time, which have the fewest.
 #include <gtest/gtest.h>
 
 #if OCCAM_CUDA
@@ -14,10 +14,12 @@
 namespace occam {
 namespace {
 
+using Op = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+
 /// y, and the gradients of sum(y * gy).
-std::vector<Tensor> run(std::vector<Tensor> in, const Tensor& gy) {
+std::vector<Tensor> run(Op* op, std::vector<Tensor> in, const Tensor& gy) {
   for (Tensor& t : in) set_requires_grad(t, true);
-  Tensor y = lstm(in[0], in[1], in[2], in[3], in[4]);
+  Tensor y = op(in[0], in[1], in[2], in[3], in[4]);
   backward(y, gy);
   std::vector<Tensor> out{detach(y)};
   for (const Tensor& t : in) out.push_back(grad_of(t));
@@ -36,7 +38,7 @@ void expect_near(const Tensor& got, const Tensor& want, const char* what) {
     ASSERT_LE(std::abs(a[i] - b[i]), std::ldexp(rms + std::abs(b[i]), -7)) << what << " " << i;
 }
 
-TEST(LstmFused, BlocksOfMoreImagesAgree) {
+void blocks_of_more_images_agree(Op* op, int64_t gates) {
   if (!cuda_available()) GTEST_SKIP() << "no GPU";
   constexpr int64_t kHeads = 34, kWidth = 64;  // 68 blocks for each part of the images
   // Long enough for the slots of inputs to be used again.
@@ -45,24 +47,27 @@ TEST(LstmFused, BlocksOfMoreImagesAgree) {
     auto normal = [&](const Shape& s, double deviation) {
       return raw::to(raw::to(rand_normal(s, 0, deviation, rng), DType::bf16), cuda_device());
     };
-    const std::vector<Tensor> in{normal({b, t, kHeads, kWidth}, 1),
-                                 normal({2, kHeads, 4 * kWidth, kWidth}, 0.1),
-                                 normal({2, kHeads, 4 * kWidth, kWidth}, 0.1),
-                                 normal({2, kHeads, 4 * kWidth}, 0.1), normal({2, kHeads, 4 * kWidth}, 0.1)};
+    const std::vector<Tensor> in{
+        normal({b, t, kHeads, kWidth}, 1), normal({2, kHeads, gates * kWidth, kWidth}, 0.1),
+        normal({2, kHeads, gates * kWidth, kWidth}, 0.1), normal({2, kHeads, gates * kWidth}, 0.1),
+        normal({2, kHeads, gates * kWidth}, 0.1)};
     const Tensor gy = normal({b, t, kHeads, 2 * kWidth}, 1);
-    const std::vector<Tensor> all = run(in, gy);
+    const std::vector<Tensor> all = run(op, in, gy);
     for (int64_t head : {0, 1, 33}) {
       auto of_head = [&](const Tensor& x, int axis) {
         return raw::clone(raw::slice(detach(x), axis, head, 1));
       };
       std::vector<Tensor> one;
       for (size_t i = 0; i < 5; ++i) one.push_back(of_head(in[i], i == 0 ? 2 : 1));
-      const std::vector<Tensor> want = run(one, of_head(gy, 2));
+      const std::vector<Tensor> want = run(op, one, of_head(gy, 2));
       const char* names[] = {"y", "x", "w_ih", "w_hh", "b_ih", "b_hh"};
       for (size_t i = 0; i < 6; ++i) expect_near(of_head(all[i], i < 2 ? 2 : 1), want[i], names[i]);
     }
   }
 }
+
+TEST(LstmFused, BlocksOfMoreImagesAgree) { blocks_of_more_images_agree(lstm, 4); }
+TEST(LstmFused, GruBlocksOfMoreImagesAgree) { blocks_of_more_images_agree(gru, 3); }
 
 }  // namespace
 }  // namespace occam

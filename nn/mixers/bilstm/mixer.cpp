@@ -1,4 +1,4 @@
-#include "nn/mixers/bilstm/head_lstm.h"
+#include "nn/mixers/head_rnn.h"
 #include "nn/mixers/skeleton.h"
 
 namespace occam {

@@ -1,5 +1,5 @@
 #include "core/check.h"
-#include "nn/mixers/bilstm/head_lstm.h"
+#include "nn/mixers/head_rnn.h"
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/concat/op.h"
