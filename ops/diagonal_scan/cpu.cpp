@@ -74,7 +74,7 @@ OCCAM_VECTORIZED void step_back(const T* p0, const T* p1, const T* p2, const T* 
 template <class Fn>
 void for_each_task(const DiagonalScanShape& s, const Fn& fn) {
   int64_t blocks = (s.w + kBlock - 1) / kBlock, tasks = s.b * s.h * 2 * blocks;
-#pragma omp parallel for schedule(static) if (s.chains() * s.t > 4096)
+#pragma omp parallel for schedule(static) if (s.rows() * 2 * s.h * s.w > 4096)
   for (int64_t task = 0; task < tasks; ++task) {
     int64_t chain = task / blocks, first = task % blocks * kBlock;
     int64_t direction = chain % 2, head = chain / 2 % s.h, image = chain / 2 / s.h;
@@ -98,10 +98,11 @@ void forward(const DiagonalScan<T>& a) {
   const DiagonalScanShape s = a.s;
   for_each_task(s, [&](int64_t image, int64_t head, int64_t direction, int64_t first, int64_t width) {
     const Bias<T> bias(a.bias, parts_of(kCell), s, head, direction, first);
+    const int64_t begin = s.begin(image), length = s.length(image);
     T h[kBlock] = {};
-    for (int64_t n = 0; n < s.t; ++n) {
-      int64_t token = direction == 0 ? n : s.t - 1 - n;
-      int64_t row = ((image * s.t + token) * s.h + head) * 2 + direction, at = row * a.stride + first;
+    for (int64_t n = 0; n < length; ++n) {
+      int64_t token = begin + (direction == 0 ? n : length - 1 - n);
+      int64_t row = (token * s.h + head) * 2 + direction, at = row * a.stride + first;
       step<kCell>(a.part[0] + at, a.part[1] + at, parts_of(kCell) > 2 ? a.part[2] + at : nullptr, bias.part,
                   h, a.y + row * s.w + first, width);
     }
@@ -114,11 +115,13 @@ void backward(const DiagonalScanBackward<T>& a) {
   for_each_task(s, [&](int64_t image, int64_t head, int64_t direction, int64_t first, int64_t width) {
     const Bias<T> bias(a.bias, parts_of(kCell), s, head, direction, first);
     constexpr bool kThree = parts_of(kCell) > 2;
+    const int64_t begin = s.begin(image), length = s.length(image);
     T d[kBlock] = {}, zero[kBlock] = {};
-    for (int64_t n = s.t - 1; n >= 0; --n) {
-      int64_t token = direction == 0 ? n : s.t - 1 - n, previous = direction == 0 ? token - 1 : token + 1;
-      int64_t row = ((image * s.t + token) * s.h + head) * 2 + direction, at = row * a.stride + first;
-      int64_t row_before = ((image * s.t + previous) * s.h + head) * 2 + direction;
+    for (int64_t n = length - 1; n >= 0; --n) {
+      int64_t token = begin + (direction == 0 ? n : length - 1 - n);
+      int64_t previous = direction == 0 ? token - 1 : token + 1;
+      int64_t row = (token * s.h + head) * 2 + direction, at = row * a.stride + first;
+      int64_t row_before = (previous * s.h + head) * 2 + direction;
       step_back<kCell>(a.part[0] + at, a.part[1] + at, kThree ? a.part[2] + at : nullptr, bias.part,
                        n == 0 ? zero : a.y + row_before * s.w + first, a.gy + row * s.w + first, d,
                        a.g_part[0] + at, a.g_part[1] + at, kThree ? a.g_part[2] + at : nullptr, width);

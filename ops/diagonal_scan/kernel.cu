@@ -41,10 +41,11 @@ struct Place {
     segment = thread / vectors, chain = thread % vectors * kV;
     channel = chain % s.w;
     const int64_t place = chain / s.w, direction = place & 1, head = place / 2 % s.h, image = place / 2 / s.h;
+    const int64_t begin = s.begin(image), length = s.length(image);
     first = segment * segments.length;
-    last = first + segments.length < s.t ? first + segments.length : s.t;
+    last = first + segments.length < length ? first + segments.length : length;
     row_step = (direction == 0 ? 1 : -1) * 2 * s.h;
-    row = ((image * s.t + (direction == 0 ? 0 : s.t - 1)) * s.h + head) * 2 + direction;  // of position 0
+    row = ((begin + (direction == 0 ? 0 : length - 1)) * s.h + head) * 2 + direction;  // of position 0
     bias = (direction * s.h + head);
   }
 };

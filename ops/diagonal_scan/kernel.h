@@ -1,16 +1,16 @@
 #pragma once
-// Scans along tokens, one chain for each (image, head, direction, channel).
+// Scans along tokens, one chain for each (sequence, head, direction, channel).
 #include <cstdint>
 
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace occam::kernels {
 
 enum class Cell : int { plain, min_gru, min_lstm };
 constexpr int parts_of(Cell cell) { return cell == Cell::min_lstm ? 3 : 2; }
 
-struct DiagonalScanShape {
-  int64_t b = 0, t = 0, h = 0, w = 0;
+struct DiagonalScanShape : SequenceRows {
+  int64_t h = 0, w = 0;
   OCCAM_HD int64_t chains() const { return b * h * 2 * w; }
 };
 

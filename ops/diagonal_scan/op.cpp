@@ -3,9 +3,11 @@
 #include "autograd/node.h"
 #include "core/grad_mode.h"
 #include "ops/blas.h"
+#include "ops/clear_unused/op.h"
 #include "ops/diagonal_scan/kernel.h"
 #include "ops/grouped_linear/op.h"
 #include "ops/op.h"
+#include "ops/ragged.h"
 #include "ops/reduce/op.h"
 
 namespace occam {
@@ -55,26 +57,32 @@ void dispatch(const Tensor& like, F&& f) {
 }
 
 struct DiagonalScanOp {
-  struct Attrs {};
+  struct Attrs {
+    int64_t longest;
+  };
   static constexpr OpInfo info{.name = "diagonal_scan",
-                               .contract = "a: b t h 2 w, b: b t h 2 w -> b t h 2 w"};
+                               .contract = "a: b t h 2 w, b: b t h 2 w, offsets?: s -> b t h 2 w"};
 
-  static DiagonalScanShape sizes(const Shape& a) { return {a[0], a[1], a[2], a[4]}; }
-  static Outs forward(Ctx& c, In in, const Attrs&) {
-    const Tensor &a = in[0], &b = in[1];
+  static DiagonalScanShape sizes(const Shape& a, const Tensor& offsets, int64_t longest) {
+    return {rows_of(a, offsets, longest), a[2], a[4]};
+  }
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
+    const Tensor &a = in[0], &b = in[1], &offsets = in[2];
+    const DiagonalScanShape s = sizes(a.shape(), offsets, attrs.longest);
     Tensor y = empty_like(a);
     dispatch(a, [&]<class T>() {
-      scan<T>({Cell::plain, sizes(a.shape()), {a.data<T>(), b.data<T>()}, a.size(4), nullptr, y.data<T>()},
-              a);
+      scan<T>({Cell::plain, s, {a.data<T>(), b.data<T>()}, a.size(4), nullptr, y.data<T>()}, a);
     });
-    c.save({a, y});
+    if (offsets) clear_unused_rows(y, offsets, s.rows());
+    c.save({a, y, offsets});
     return {y};
   }
   static Grads backward(Ctx& c, GradsOut gy) {
-    Tensor a = c.saved(0), y = c.saved(1), ga = empty_like(a), gb = empty_like(a);
+    Tensor a = c.saved(0), y = c.saved(1), offsets = c.saved(2), ga = empty_like(a), gb = empty_like(a);
+    const DiagonalScanShape s = sizes(a.shape(), offsets, c.attrs<Attrs>().longest);
     dispatch(a, [&]<class T>() {  // the gradients do not read b
       scan_back<T>({Cell::plain,
-                    sizes(a.shape()),
+                    s,
                     {a.data<T>(), a.data<T>()},
                     a.size(4),
                     nullptr,
@@ -83,52 +91,56 @@ struct DiagonalScanOp {
                     {ga.data<T>(), gb.data<T>()}},
                    a);
     });
-    return {c.needs(0) ? ga : Tensor(), c.needs(1) ? gb : Tensor()};
+    for (const Tensor& g : {ga, gb})
+      if (offsets) clear_unused_rows(g, offsets, s.rows());
+    return {c.needs(0) ? ga : Tensor(), c.needs(1) ? gb : Tensor(), Tensor()};
   }
   static Cost cost(Shapes in, DType dtype, const Attrs&) {
-    return {2 * double(in[0].numel()), 1.5 * bytes_of(in, dtype)};
+    const double states = double(in[0].numel());
+    return {2 * states, 3 * states * double(size_of(dtype))};
   }
 };
 
 struct GatedScanOp {
   struct Attrs {
     GatedCell cell;
+    int64_t longest;
   };
   static constexpr OpInfo info{.name = "gated_scan",
-                               .contract = "gates: b t h 2 g -> b t h o",
+                               .contract = "gates: b t h 2 g, offsets?: s -> b t h o",
                                .hint = "g = k w: k gates, each as wide as the state"};
 
-  static DiagonalScanShape sizes(const Shape& gates, GatedCell cell) {
-    const int64_t k = gates_of(cell);
+  static DiagonalScanShape sizes(const Shape& gates, const Tensor& offsets, const Attrs& attrs) {
+    const int64_t k = gates_of(attrs.cell);
     OCCAM_CHECK(gates[4] % k == 0, ErrorKind::shape,
                 "gated_scan: gates {} do not divide into {} of one width", gates.str(), k);
-    return {gates[0], gates[1], gates[2], gates[4] / k};
+    return {rows_of(gates, offsets, attrs.longest), gates[2], gates[4] / k};
   }
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
-    const Tensor& gates = in[0];
-    const DiagonalScanShape s = sizes(gates.shape(), attrs.cell);
-    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(gates));
+    const Tensor &gates = in[0], &offsets = in[1];
+    const DiagonalScanShape s = sizes(gates.shape(), offsets, attrs);
+    Tensor y = empty({gates.size(0), gates.size(1), s.h, 2 * s.w}, options_of(gates));
     dispatch(gates, [&]<class T>() {
       kernels::DiagonalScan<T> a{.cell = kernel_cell(attrs.cell), .s = s, .y = y.data<T>()};
       split(a.part, a, const_cast<const T*>(gates.data<T>()));
       scan(a, gates);
     });
-    c.save({gates, y});
+    if (offsets) clear_unused_rows(y, offsets, s.rows());
+    c.save({gates, y, offsets});
     return {y};
   }
   static Grads backward(Ctx& c, GradsOut gy) {
-    Tensor gates = c.saved(0), y = c.saved(1), g = empty_like(gates);
-    const GatedCell cell = c.attrs<Attrs>().cell;
+    Tensor gates = c.saved(0), y = c.saved(1), offsets = c.saved(2), g = empty_like(gates);
+    const DiagonalScanShape s = sizes(gates.shape(), offsets, c.attrs<Attrs>());
     dispatch(gates, [&]<class T>() {
-      kernels::DiagonalScanBackward<T> a{.cell = kernel_cell(cell),
-                                         .s = sizes(gates.shape(), cell),
-                                         .y = y.data<T>(),
-                                         .gy = gy[0].data<T>()};
+      kernels::DiagonalScanBackward<T> a{
+          .cell = kernel_cell(c.attrs<Attrs>().cell), .s = s, .y = y.data<T>(), .gy = gy[0].data<T>()};
       split(a.part, a, const_cast<const T*>(gates.data<T>()));
       split(a.g_part, a, g.data<T>());
       scan_back(a, gates);
     });
-    return {g};
+    if (offsets) clear_unused_rows(g, offsets, s.rows());
+    return {g, Tensor()};
   }
   static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
     const double k = double(gates_of(attrs.cell)), states = double(in[0].numel()) / k;
@@ -139,17 +151,17 @@ struct GatedScanOp {
 struct HeadGatedScanOp {
   using Attrs = GatedScanOp::Attrs;
   static constexpr OpInfo info{.name = "head_gated_scan",
-                               .contract = "x: b t h i, w: 2 h g i, bias: 2 h g -> b t h o",
+                               .contract = "x: b t h i, w: 2 h g i, bias: 2 h g, offsets?: s -> b t h o",
                                .bound = Bound::compute,
                                .hint = "g = k w: k gates, each as wide as the state"};
 
-  static DiagonalScanShape sizes(const Shape& x, const Shape& w, GatedCell cell) {
-    const int64_t k = gates_of(cell);
+  static DiagonalScanShape sizes(const Shape& x, const Shape& w, const Tensor& offsets, const Attrs& attrs) {
+    const int64_t k = gates_of(attrs.cell);
     OCCAM_CHECK(
         w[2] % k == 0 && x[3] > 0 && w[2] > 0, ErrorKind::shape,
         "head_gated_scan: w {} has {} gate rows, which do not divide into {} of one width\n  contract  {}",
         w.str(), w[2], k, info.contract);
-    return {x[0], x[1], x[2], w[2] / k};
+    return {rows_of(x, offsets, attrs.longest), x[2], w[2] / k};
   }
   /// w x of both directions, [b,t,h,2,g].
   static Tensor products(const Tensor& x, const Tensor& w) {
@@ -174,12 +186,12 @@ struct HeadGatedScanOp {
   }
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
-    const Tensor &x = in[0], &w = in[1], &bias = in[2];
-    const DiagonalScanShape s = sizes(x.shape(), w.shape(), attrs.cell);
-    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x));
-    c.save({x, w, bias, y});
+    const Tensor &x = in[0], &w = in[1], &bias = in[2], &offsets = in[3];
+    const DiagonalScanShape s = sizes(x.shape(), w.shape(), offsets, attrs);
+    Tensor y = empty({x.size(0), x.size(1), s.h, 2 * s.w}, options_of(x));
+    c.save({x, w, bias, y, offsets});
     if (y.numel() == 0) return {y};
-    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64) {
+    if (!offsets && x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64) {
       kernels::HeadScan a{kernel_cell(attrs.cell), s, x.data<bf16>(), w.data<bf16>(), bias.data<bf16>(),
                           y.data<bf16>()};
       OCCAM_ON_CUDA(if (kernels::head_scan_fits(a)) {
@@ -195,23 +207,33 @@ struct HeadGatedScanOp {
       split(a.part, a, const_cast<const T*>(gates.data<T>()));
       scan(a, x);
     });
+    if (offsets) clear_unused_rows(y, offsets, s.rows());
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), y = c.saved(3);
-    const GatedCell cell = c.attrs<Attrs>().cell;
-    const DiagonalScanShape s = sizes(x.shape(), w.shape(), cell);
-    const int64_t rows = s.b * s.t, i = x.size(3), g = w.size(2);
+    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), y = c.saved(3), offsets = c.saved(4);
+    const DiagonalScanShape s = sizes(x.shape(), w.shape(), offsets, c.attrs<Attrs>());
+    const int64_t rows = s.rows(), i = x.size(3), g = w.size(2);
     Tensor gates = products(x, w);  // becomes its own gradient
     dispatch(x, [&]<class T>() {
-      kernels::DiagonalScanBackward<T> a{
-          .cell = kernel_cell(cell), .s = s, .bias = bias.data<T>(), .y = y.data<T>(), .gy = gy[0].data<T>()};
+      kernels::DiagonalScanBackward<T> a{.cell = kernel_cell(c.attrs<Attrs>().cell),
+                                         .s = s,
+                                         .bias = bias.data<T>(),
+                                         .y = y.data<T>(),
+                                         .gy = gy[0].data<T>()};
       split(a.part, a, const_cast<const T*>(gates.data<T>()));
       split(a.g_part, a, gates.data<T>());
       scan_back(a, x);
     });
-    Grads grads(3);
+    if (offsets) {
+      clear_unused_rows(gates, offsets, rows);
+      if (c.needs(1)) {  // a product over all rows: what is unused there may be anything, 0 times it too
+        x = raw::clone(x);
+        clear_unused_rows(x, offsets, rows);
+      }
+    }
+    Grads grads(4);
     if (c.needs(0)) {
       grads[0] = empty_like(x);
       for (int64_t r = 0; r < 2 && x.numel() > 0; ++r)
@@ -272,17 +294,19 @@ struct HeadGatedScanProject {
   using Attrs = GatedScanOp::Attrs;
   static constexpr OpInfo info{
       .name = "head_gated_scan_project",
-      .contract = "x: b t h i, w: 2 h g i, bias: 2 h g, project: h o s, project_bias?: h o -> b t h o",
+      .contract =
+          "x: b t h i, w: 2 h g i, bias: 2 h g, project: h o s, project_bias?: h o, offsets?: e -> b t h o",
       .bound = Bound::compute,
       .hint = "s: the states of both directions"};
   static constexpr NonDifferentiable kNoGradient{
       "with gradients its two ops run apart: backward needs the states"};
 
   static Outs forward(Ctx&, In in, const Attrs& attrs) {
-    const Tensor &x = in[0], &w = in[1], &bias = in[2], &project = in[3], &project_bias = in[4];
-    const DiagonalScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), attrs.cell);
-    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 && project.size(1) == 64 &&
-        project.size(2) == 128 && x.numel() > 0) {
+    const Tensor &x = in[0], &w = in[1], &bias = in[2], &project = in[3], &project_bias = in[4],
+                 &offsets = in[5];
+    const DiagonalScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), offsets, attrs);
+    if (!offsets && x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 &&
+        project.size(1) == 64 && project.size(2) == 128 && x.numel() > 0) {
       Tensor y = empty(x.shape(), options_of(x));
       kernels::HeadProjection a{kernel_cell(attrs.cell),
                                 s,
@@ -297,7 +321,9 @@ struct HeadGatedScanProject {
         return {y};
       });
     }
-    return {grouped_linear(head_gated_scan(x, w, bias, attrs.cell), project, project_bias)};
+    Tensor y = grouped_linear(apply<HeadGatedScanOp>({x, w, bias, offsets}, attrs)[0], project, project_bias);
+    if (offsets) clear_unused_rows(y, offsets, s.rows());
+    return {y};
   }
   static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
     const Cost scan = HeadGatedScanOp::cost(in, dtype, attrs);
@@ -311,20 +337,34 @@ struct HeadGatedScanProject {
 
 int64_t gates_of(GatedCell cell) { return kernels::parts_of(kernel_cell(cell)); }
 
-Tensor diagonal_scan(const Tensor& a, const Tensor& b) { return apply<DiagonalScanOp>({a, b})[0]; }
-Tensor gated_scan(const Tensor& gates, GatedCell cell) { return apply<GatedScanOp>({gates}, {cell})[0]; }
-Tensor head_gated_scan(const Tensor& x, const Tensor& w, const Tensor& bias, GatedCell cell) {
-  return apply<HeadGatedScanOp>({x, w, bias}, {cell})[0];
+Tensor diagonal_scan(const Tensor& a, const Tensor& b, const Sequences& rows) {
+  check_sequences("diagonal_scan", rows, a);
+  return as_rows(
+      apply<DiagonalScanOp>({as_image(a, rows), as_image(b, rows), rows.offsets}, {rows.longest})[0], rows);
+}
+Tensor gated_scan(const Tensor& gates, GatedCell cell, const Sequences& rows) {
+  check_sequences("gated_scan", rows, gates);
+  return as_rows(apply<GatedScanOp>({as_image(gates, rows), rows.offsets}, {cell, rows.longest})[0], rows);
+}
+Tensor head_gated_scan(const Tensor& x, const Tensor& w, const Tensor& bias, GatedCell cell,
+                       const Sequences& rows) {
+  check_sequences("head_gated_scan", rows, x);
+  return as_rows(apply<HeadGatedScanOp>({as_image(x, rows), w, bias, rows.offsets}, {cell, rows.longest})[0],
+                 rows);
 }
 
 Tensor head_gated_scan_project(const Tensor& x, const Tensor& w, const Tensor& bias, const Tensor& project,
-                               const Tensor& project_bias, GatedCell cell) {
+                               const Tensor& project_bias, GatedCell cell, const Sequences& rows) {
   bool records = false;
   for (const Tensor* t : {&x, &w, &bias, &project, &project_bias})
     records = records || (t->defined() && requires_grad(*t));
   if (records && grad_enabled())
-    return grouped_linear(head_gated_scan(x, w, bias, cell), project, project_bias);
-  return apply<HeadGatedScanProject>({x, w, bias, project, project_bias}, {cell})[0];
+    return clear_unused(grouped_linear(head_gated_scan(x, w, bias, cell, rows), project, project_bias), rows);
+  check_sequences("head_gated_scan_project", rows, x);
+  return as_rows(
+      apply<HeadGatedScanProject>({as_image(x, rows), w, bias, project, project_bias, rows.offsets},
+                                  {cell, rows.longest})[0],
+      rows);
 }
 
 OCCAM_REGISTER(diagonal_scan, DiagonalScanOp, GatedScanOp, HeadGatedScanOp, HeadGatedScanProject);

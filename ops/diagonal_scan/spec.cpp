@@ -7,6 +7,7 @@
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/grouped_linear/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/slice/op.h"
 #include "ops/spec.h"
 #include "ops/view/op.h"
@@ -91,6 +92,25 @@ Array naive_gated(int64_t b, int64_t t, int64_t h, int64_t w, GatedCell cell, co
   return y;
 }
 
+/// x, w, bias, project and its bias (or none) -> [b,t,h,o].
+Array naive_project(const Arrays& in, GatedCell cell) {
+  const int64_t b = in[0].size(0), t = in[0].size(1), h = in[0].size(2), o = in[3].size(1),
+                two_w = in[3].size(2);
+  const Array gates = naive_gates(in[0], in[1], in[2]);
+  const Array states = naive_gated(b, t, h, two_w / 2, cell, [&](auto... at) { return gates(at...); });
+  Array y({b, t, h, o});
+  for (int64_t n = 0; n < b; ++n)
+    for (int64_t token = 0; token < t; ++token)
+      for (int64_t head = 0; head < h; ++head)
+        for (int64_t j = 0; j < o; ++j) {
+          const double *row = &in[3].v[size_t((head * o + j) * two_w)],
+                       *state = &states.v[size_t(((n * t + token) * h + head) * two_w)];
+          y(n, token, head, j) =
+              std::inner_product(row, row + two_w, state, in[4].absent() ? 0.0 : in[4](head, j));
+        }
+  return y;
+}
+
 /// A step of plain ops at a time: part(i, r) is a part [b,1,h,1,w] of token i in direction r.
 template <class Part>
 Tensor by_step(int64_t t, const Part& a, const Part& b) {
@@ -149,6 +169,12 @@ Tensor head_by_step(const Tensor& x, const Tensor& w, const Tensor& bias, GatedC
 }  // namespace
 
 OP_SPEC(diagonal_scan) {
+  // Lengths in one block, and beside a sequence that is cut into segments on a GPU.
+  auto ragged = [](const std::vector<size_t>& tokens) {
+    std::vector<std::pair<std::string, Packed>> cases = packed_cases(tokens);
+    cases.push_back({"ragged-long", {{20, 150, 0, 1}, 173, 160, tokens}});
+    return cases;
+  };
   // Plain. An error lives on for 1 / (1 - a) steps, 5 of a within 0.8, or t. bf16: the result is rounded
   // once; on the way back so is the state that a's gradient reads.
   auto plain = [&](const char* name, int64_t b, int64_t t, int64_t h, int64_t w) -> Sample& {
@@ -170,6 +196,20 @@ OP_SPEC(diagonal_scan) {
   plain("1x300x1x6", 1, 300, 1, 6);
   plain("no-images", 0, 4, 2, 3);
   plain("no-tokens", 2, 0, 2, 3);
+  for (const auto& [name, p] : ragged({0, 1})) {
+    const double memory = double(std::min<int64_t>(p.longest, 5));
+    Sample& sample = spec.sample(
+        name, {p.rows(uniform({p.n, 2, 2, 4}, -0.8, 0.8)), p.rows(randn({p.n, 2, 2, 4})), p.offsets()},
+        [p = p](const std::vector<Tensor>& in) {
+          return std::vector{occam::diagonal_scan(in[0], in[1], p.sequences(in[2]))};
+        },
+        p.naive(naive_plain));
+    sample.conditioned(memory).sum_length(memory).half_roundings(2);
+    if (p.n <= 12) sample.small();
+    if (p.used() > 0)
+      sample.same_as(p.alone(
+          [](const std::vector<Tensor>& in) { return std::vector{occam::diagonal_scan(in[0], in[1])}; }));
+  }
 
   for (GatedCell cell : {GatedCell::min_gru, GatedCell::min_lstm}) {
     const int64_t k = occam::gates_of(cell);
@@ -199,6 +239,21 @@ OP_SPEC(diagonal_scan) {
     gated("3x6x1x9", 3, 6, 1, 9).small().same_as(gated_steps);
     gated("1x150x2x64", 1, 150, 2, 64);
     gated("no-tokens", 2, 0, 2, 3);
+    for (const auto& [name, p] : ragged({0})) {
+      Sample& sample = spec.sample(
+          kind + name, {p.rows(off_the_kink({p.n, 1, 2, k * 3})), p.offsets()},
+          [cell, p = p](const std::vector<Tensor>& in) {
+            return std::vector{occam::gated_scan(in[0], cell, p.sequences(in[1]))};
+          },
+          p.naive([cell, k](const Arrays& in) -> Arrays {
+            const occam::Shape& s = in[0].shape;
+            return {naive_gated(s[0], s[1], s[2], s[4] / k, cell, [&](auto... i) { return in[0](i...); })};
+          }));
+      sample.conditioned(memory_of(p.longest)).sum_length(memory_of(p.longest)).half_roundings(2);
+      if (p.used() > 0)
+        sample.same_as(p.alone(
+            [cell](const std::vector<Tensor>& in) { return std::vector{occam::gated_scan(in[0], cell)}; }));
+    }
 
     // By head. bf16: y is rounded once; without the fused kernel the gates (about 1) are rounded before their
     // activation, on the way back they, their gradients and the products are.
@@ -237,6 +292,27 @@ OP_SPEC(diagonal_scan) {
     head("35x17x8x64x64", 35, 17, 8, 64, 64).no_gradient();
     head("no-images", 0, 4, 2, 3, 2);
     head("no-tokens", 2, 0, 2, 3, 2);
+    for (const auto& [name, p] : ragged({0})) {
+      const double scale = 1 / std::sqrt(3.0), memory = memory_of(p.longest);
+      auto padded = [cell](const std::vector<Tensor>& in) {
+        return std::vector{occam::head_gated_scan(in[0], in[1], in[2], cell)};
+      };
+      Sample& sample = spec.sample(
+          kind + "head-" + name,
+          {p.rows(randn({p.n, 2, 3})), uniform({2, 2, k * 2, 3}, -scale, scale),
+           uniform({2, 2, k * 2}, -1, 1), p.offsets()},
+          [cell, p = p](const std::vector<Tensor>& in) {
+            return std::vector{occam::head_gated_scan(in[0], in[1], in[2], cell, p.sequences(in[3]))};
+          },
+          p.naive([cell, k](const Arrays& in) -> Arrays {
+            const Array gates = naive_gates(in[0], in[1], in[2]);
+            return {naive_gated(gates.size(0), gates.size(1), gates.size(2), gates.size(4) / k, cell,
+                                [&](auto... i) { return gates(i...); })};
+          }));
+      sample.conditioned(memory).sum_length(double(std::max<int64_t>(3, p.n))).half_roundings(2 * memory);
+      if (p.n <= 12) sample.small();
+      if (p.used() > 0) sample.same_as(p.alone(padded));
+    }
   }
 
   // Forward in one kernel where no gradient is recorded; the directions meet within a stage of 16 tokens, or
@@ -257,22 +333,7 @@ OP_SPEC(diagonal_scan) {
             [cell](const std::vector<Tensor>& in) {
               return std::vector{occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4], cell)};
             },
-            [=](const Arrays& in) -> Arrays {
-              const Array gates = naive_gates(in[0], in[1], in[2]);
-              const Array states = naive_gated(b, t, h, w, cell, [&](auto... at) { return gates(at...); });
-              Array y({b, t, h, o});
-              for (int64_t n = 0; n < b; ++n)
-                for (int64_t token = 0; token < t; ++token)
-                  for (int64_t head = 0; head < h; ++head)
-                    for (int64_t j = 0; j < o; ++j) {
-                      const double *row = &in[3].v[size_t((head * o + j) * 2 * w)],
-                                   *state = &states.v[size_t(((n * t + token) * h + head) * 2 * w)];
-                      const double sum =
-                          std::inner_product(row, row + 2 * w, state, with_bias ? in[4](head, j) : 0.0);
-                      y(n, token, head, j) = sum;
-                    }
-              return {y};
-            })
+            [cell](const Arrays& in) -> Arrays { return {naive_project(in, cell)}; })
         .conditioned(memory)
         .sum_length(double(std::max(i + 2 * w, b * t)))
         // As by head, and the states, a share and the result are rounded, whose terms are larger than itself.
@@ -282,8 +343,41 @@ OP_SPEC(diagonal_scan) {
   project("2x3x1x2x2x2", GatedCell::min_lstm, 2, 3, 1, 2, 2, 2, false).small();
   project("6x16x66x64x64x64", GatedCell::min_gru, 6, 16, 66, 64, 64, 64, true).no_gradient();
   project("2x21x132x64x64x64", GatedCell::min_lstm, 2, 21, 132, 64, 64, 64, false).no_gradient();
+  auto project_ragged = [&](const std::string& name, const Packed& p) -> Sample& {
+    const double scale = 1 / std::sqrt(3.0), memory = double(std::min<int64_t>(p.longest, 4));
+    return spec
+        .sample(
+            "project-" + name,
+            {p.rows(randn({p.n, 2, 3})), uniform({2, 2, 4, 3}, -scale, scale), uniform({2, 2, 4}, -1, 1),
+             uniform({2, 3, 4}, -0.5, 0.5), uniform({2, 3}, -1, 1), p.offsets()},
+            [p](const std::vector<Tensor>& in) {
+              return std::vector{occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4],
+                                                                GatedCell::min_gru, p.sequences(in[5]))};
+            },
+            p.naive([](const Arrays& in) -> Arrays { return {naive_project(in, GatedCell::min_gru)}; }))
+        .conditioned(memory)
+        .sum_length(double(std::max<int64_t>(7, p.n)))
+        .half_roundings(2 * memory + 3);
+  };
+  const auto packed = ragged({0});
+  for (const auto& [name, p] : packed) project_ragged(name, p).no_gradient();
+  // With gradients these are ops of their own, each of which rounds to bf16 and is tried in it above.
+  project_ragged("grad-ragged", packed[0].second)
+      .no_half()
+      .small()
+      .same_as(packed[0].second.alone([](const std::vector<Tensor>& in) {
+        return std::vector{
+            occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4], GatedCell::min_gru)};
+      }));
   project("1x32x132x64x64x64", GatedCell::min_gru, 1, 32, 132, 64, 64, 64, true).no_gradient();
 
+  spec.bad(
+      "longest",
+      [] {
+        Tensor a = occam::zeros({4, 1, 2, 3});
+        occam::diagonal_scan(a, a, {occam::from_vector(std::vector<int32_t>{0, 3}), 2});
+      },
+      "diagonal_scan: sequence 0 has 3 rows, the longest 2");
   spec.bad(
       "gates",
       [] {
