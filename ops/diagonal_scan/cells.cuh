@@ -3,6 +3,7 @@
 // the gradients g of the parts. kFast: the device's approximations, beside bf16 storage.
 #include "core/cuda/math.cuh"
 #include "core/cuda/mma.cuh"
+#include "ops/scan.h"
 
 namespace occam::kernels {
 
@@ -131,24 +132,7 @@ struct MinLstmCell {
   }
 };
 
-/// Segments of the tokens that chains are cut into when there are too few chains for the device. A first pass
-/// leaves every segment's product of a and end state from 0; the second starts from what they make of 0.
-struct Segments {
-  int64_t count = 1, length = 0;
-};
-
-/// `chains` independent ones; `wanted` at once fill the device; lengths are multiples of `unit`.
-inline Segments cut(int64_t tokens, int64_t chains, int64_t wanted, int64_t unit) {
-  Segments s{1, tokens};
-  if (chains <= 0 || 2 * chains > wanted || tokens <= unit) return s;
-  const int64_t count = (wanted + chains - 1) / chains, most = (tokens + unit - 1) / unit;
-  const int64_t units = (most + count - 1) / count;
-  s.length = (units > 0 ? units : 1) * unit;
-  s.count = (tokens + s.length - 1) / s.length;
-  return s;
-}
-
-/// [segment][chain], products then states.
+/// What segments leave for each other, [segment][chain], products then states.
 struct SegmentSums {
   float *product, *state;
 };

@@ -17,7 +17,7 @@ struct Lane {
   int64_t n, width;
   std::vector<T> factor_re, factor_im, weight_re, weight_im, re, im, slope_re, slope_im;
 
-  Lane(const S4dShape& s, const T* coefficients, int64_t direction, int64_t first, bool with_slope)
+  Lane(const ChannelScanShape& s, const T* coefficients, int64_t direction, int64_t first, bool with_slope)
       : n(s.n), width(std::min(kBlock, s.c - first)) {
     const size_t size = size_t(n * kBlock);
     for (auto* v : {&factor_re, &factor_im, &weight_re, &weight_im, &re, &im}) v->assign(size, T(0));
@@ -68,7 +68,7 @@ OCCAM_VECTORIZED void advance_sums(const T* fr, const T* fi, T* re, T* im, T* sr
 
 /// Calls fn(image, direction, first channel) for every task.
 template <class Fn>
-void for_each_task(const S4dShape& s, const Fn& fn) {
+void for_each_task(const ChannelScanShape& s, const Fn& fn) {
   const int64_t blocks = (s.c + kBlock - 1) / kBlock, tasks = s.b * 2 * blocks;
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < tasks; ++task)
@@ -78,7 +78,7 @@ void for_each_task(const S4dShape& s, const Fn& fn) {
 }  // namespace
 
 template <class T>
-void s4d_coefficients_cpu(const S4dShape& s, const S4dParameters<T>& p, T* coefficients) {
+void s4d_coefficients_cpu(const ChannelScanShape& s, const S4dParameters<T>& p, T* coefficients) {
   for (int64_t i = 0; i < 2 * s.c * s.n; ++i) {
     const S4dState<T> state(p.log_dt[i / s.n], p.a_log[i], p.a_im[i]);
     const Complex<T> weight = T(2) * (Complex<T>{p.out[2 * i], p.out[2 * i + 1]} * state.hold);
@@ -88,7 +88,7 @@ void s4d_coefficients_cpu(const S4dShape& s, const S4dParameters<T>& p, T* coeff
 }
 
 template <class T>
-void s4d_parameter_grads_cpu(const S4dShape& s, const S4dParameters<T>& p, const T* sums,
+void s4d_parameter_grads_cpu(const ChannelScanShape& s, const S4dParameters<T>& p, const T* sums,
                              const S4dParameterGrads<T>& g) {
   for (int64_t channel = 0; channel < 2 * s.c; ++channel) {
     g.log_dt[channel] = T(0);
@@ -105,39 +105,41 @@ void s4d_parameter_grads_cpu(const S4dShape& s, const S4dParameters<T>& p, const
 
 template <class T>
 void s4d_scan_cpu(const S4dScan<T, T>& a) {
-  const S4dShape s = a.s;
+  const ChannelScanShape s = a.s;
   for_each_task(s, [&](int64_t image, int64_t direction, int64_t first) {
     Lane<T> x(s, a.coefficients, direction, first, false);
     const T* skip = a.skip + direction * s.c + first;
     T in[kBlock], out[kBlock];
-    for (int64_t p = 0; p < s.t; ++p) {
-      const int64_t token = (direction == 0) != a.is_backward() ? p : s.t - 1 - p;
-      const int64_t row = (image * s.t + token) * s.c + first;
+    const int64_t begin = s.begin(image), length = s.length(image);
+    for (int64_t p = 0; p < length; ++p) {
+      const int64_t token = begin + ((direction == 0) != a.is_backward() ? p : length - 1 - p);
+      const int64_t row = token * s.c + first;
       for (int64_t j = 0; j < x.width; ++j) {
-        in[j] = a.is_backward() ? a.gy[s.y_at(image, token, direction, first + j)] : a.u[row + j];
+        in[j] = a.is_backward() ? a.gy[s.y_at(token, direction, first + j)] : a.u[row + j];
         out[j] = skip[j] * in[j];
       }
       advance(x.factor_re.data(), x.factor_im.data(), x.weight_re.data(), x.weight_im.data(), x.re.data(),
               x.im.data(), in, out, s.n, x.width);
       for (int64_t j = 0; j < x.width; ++j)
-        (a.is_backward() ? a.gu[direction * s.b * s.t * s.c + row + j]
-                         : a.y[s.y_at(image, token, direction, first + j)]) = out[j];
+        (a.is_backward() ? a.gu[direction * s.rows() * s.c + row + j]
+                         : a.y[s.y_at(token, direction, first + j)]) = out[j];
     }
   });
 }
 
 template <class T>
 void s4d_sums_cpu(const S4dSums<T, T>& a) {
-  const S4dShape s = a.s;
+  const ChannelScanShape s = a.s;
   for_each_task(s, [&](int64_t image, int64_t direction, int64_t first) {
     Lane<T> x(s, a.coefficients, direction, first, true);
     std::vector<T> sums(size_t(4 * s.n * kBlock), T(0));
     T gy[kBlock], by_u[kBlock] = {};
-    for (int64_t p = 0; p < s.t; ++p) {
-      const int64_t token = direction == 0 ? p : s.t - 1 - p;
-      const T* u = a.u + (image * s.t + token) * s.c + first;
+    const int64_t begin = s.begin(image), length = s.length(image);
+    for (int64_t p = 0; p < length; ++p) {
+      const int64_t token = begin + (direction == 0 ? p : length - 1 - p);
+      const T* u = a.u + token * s.c + first;
       for (int64_t j = 0; j < x.width; ++j) {
-        gy[j] = a.gy[s.y_at(image, token, direction, first + j)];
+        gy[j] = a.gy[s.y_at(token, direction, first + j)];
         by_u[j] += gy[j] * u[j];
       }
       advance_sums(x.factor_re.data(), x.factor_im.data(), x.re.data(), x.im.data(), x.slope_re.data(),
@@ -153,11 +155,11 @@ void s4d_sums_cpu(const S4dSums<T, T>& a) {
   });
 }
 
-#define OCCAM_INSTANTIATE(T)                                                                \
-  template void s4d_coefficients_cpu(const S4dShape&, const S4dParameters<T>&, T*);         \
-  template void s4d_parameter_grads_cpu(const S4dShape&, const S4dParameters<T>&, const T*, \
-                                        const S4dParameterGrads<T>&);                       \
-  template void s4d_scan_cpu(const S4dScan<T, T>&);                                         \
+#define OCCAM_INSTANTIATE(T)                                                                        \
+  template void s4d_coefficients_cpu(const ChannelScanShape&, const S4dParameters<T>&, T*);         \
+  template void s4d_parameter_grads_cpu(const ChannelScanShape&, const S4dParameters<T>&, const T*, \
+                                        const S4dParameterGrads<T>&);                               \
+  template void s4d_scan_cpu(const S4dScan<T, T>&);                                                 \
   template void s4d_sums_cpu(const S4dSums<T, T>&)
 OCCAM_INSTANTIATE(float);
 OCCAM_INSTANTIATE(double);

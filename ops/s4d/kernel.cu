@@ -1,60 +1,35 @@
-// A block has 64 channels of one image, direction and segment; 4 lanes share a channel and have kStates
-// complex states each. Tokens come in tiles through shared memory, in scan order.
+// Lanes of ops/scan.cuh with kStates complex states each.
 #include "ops/s4d/kernel.h"
 
-#include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
 #include "ops/s4d/coefficients.h"
+#include "ops/scan.cuh"
 
 namespace occam::kernels {
 
-using namespace cuda;
-
 namespace {
 
-constexpr int kChannels = 64, kLanes = 4, kThreads = kChannels * kLanes, kTokens = 16;
+constexpr int kTokens = 16;
 constexpr int kEach = kTokens * kChannels / kThreads;
 
-/// Segments of the tokens, whole tiles long.
-struct Cut {
-  int64_t segments = 1, length = 0;
-};
-Cut cut_of(const S4dShape& s) {
-  const int64_t tiles = div_up<int64_t>(s.t, kTokens), blocks = s.b * 2 * div_up<int64_t>(s.c, kChannels);
-  const int64_t wanted = 3 * int64_t(device_limits().sm_count);
-  const int64_t segments = 2 * blocks > wanted ? 1 : std::min(tiles, div_up(wanted, blocks));
-  const int64_t each = div_up(tiles, segments);
-  return {div_up(tiles, each), each * kTokens};
-}
 /// What is written: end states of segments from 0, or results.
 enum class Pass { sums, results };
 
-struct Spot {
-  int64_t image, direction, segment, first, last;  // positions [first, last) in scan order
-  int64_t channel, chain;                          // chain: of [b,2,c]
-  int64_t copied;                                  // channel of which the thread copies every fourth token
-  int lane, local, column;
-  bool valid;
-  __device__ __forceinline__ Spot(const S4dShape& s, const Cut& cut) {
-    const int64_t blocks = (s.c + kChannels - 1) / kChannels, group = blockIdx.x % blocks;
-    direction = blockIdx.x / blocks % 2;
-    segment = blockIdx.x / blocks / 2 % cut.segments;
-    image = blockIdx.x / blocks / 2 / cut.segments;
-    first = segment * cut.length, last = min(s.t, first + cut.length);
-    lane = int(threadIdx.x) % kLanes, local = int(threadIdx.x) / kLanes;
+/// Channel of which the thread copies every fourth token, and its place in the block.
+struct Copied {
+  int column;
+  int64_t channel, of;  // of: a channel that there is
+  __device__ __forceinline__ Copied(const ChannelScanShape& s, const Spot& at) {
     column = int(threadIdx.x) % kChannels;
-    channel = group * kChannels + local, copied = group * kChannels + column;
-    valid = channel < s.c;
-    chain = (image * 2 + direction) * s.c + channel;
+    channel = at.channel - at.local + column, of = min(channel, s.c - 1);
   }
 };
 
 /// Elements of position p of [b,t,...] arrays lie at start + p step.
 struct Walk {
   int64_t start, step;
-  __device__ __forceinline__ Walk(const S4dShape& s, const Spot& at, bool backwards, int64_t row,
-                                  int64_t within) {
-    start = (at.image * s.t + (backwards ? s.t - 1 : 0)) * row + within;
+  __device__ __forceinline__ Walk(const Spot& at, bool backwards, int64_t row, int64_t within) {
+    start = at.edge(backwards) * row + within;
     step = backwards ? -row : row;
   }
   __device__ __forceinline__ int64_t at(int64_t position) const { return start + position * step; }
@@ -65,7 +40,7 @@ struct States {
   float factor_re[kStates], factor_im[kStates], weight_re[kStates], weight_im[kStates], re[kStates],
       im[kStates];
   /// Zeros for states that there are not.
-  __device__ __forceinline__ States(const float* coefficients, const S4dShape& s, const Spot& at) {
+  __device__ __forceinline__ States(const float* coefficients, const ChannelScanShape& s, const Spot& at) {
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
       const int64_t state = at.lane * kStates + k;
@@ -95,19 +70,19 @@ __device__ __forceinline__ Complex<float> power(Complex<float> factor, int64_t c
 
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads)
-    s4d_scan_tiles(S4dScan<T, float> a, Cut cut, float2* ends, Pass pass) {
+    s4d_scan_tiles(S4dScan<T, float> a, Segments segments, float2* ends, Pass pass) {
   __shared__ float u[kTokens][kChannels];
-  const S4dShape s = a.s;
-  const Spot at(s, cut);
-  if (pass == Pass::sums && at.segment + 1 == cut.segments) return;
+  const ChannelScanShape s = a.s;
+  const Spot at(s, segments);
+  if (pass == Pass::sums && at.segment + 1 == segments.count) return;
   States<kStates> x(a.coefficients, s, at);
-  const int64_t chains = s.b * 2 * s.c;
+  const int64_t chains = s.chains();
   if (pass == Pass::results && at.segment > 0 && at.valid)
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
       const int64_t state = at.lane * kStates + k;
       if (state >= s.n) continue;
-      const Complex<float> through = power({x.factor_re[k], x.factor_im[k]}, cut.length);
+      const Complex<float> through = power({x.factor_re[k], x.factor_im[k]}, segments.length);
       Complex<float> sum;
       for (int64_t j = 0; j < at.segment; ++j) {
         const float2 end = ends[(j * chains + at.chain) * s.n + state];
@@ -116,20 +91,21 @@ __global__ void __launch_bounds__(kThreads)
       x.re[k] = sum.re, x.im[k] = sum.im;
     }
   const bool is_backward = a.is_backward(), backwards = (at.direction == 1) != is_backward;
-  const int64_t copied = min(at.copied, s.c - 1);
-  const Walk shared_row(s, at, backwards, s.c, copied);                               // [b,t,c]
-  const Walk own_row(s, at, backwards, 2 * s.c, s.y_at(0, 0, at.direction, copied));  // [b,t,h,2,w]
+  const Copied copied(s, at);
+  const Walk shared_row(at, backwards, s.c, copied.of);                            // [b,t,c]
+  const Walk own_row(at, backwards, 2 * s.c, s.y_at(0, at.direction, copied.of));  // [b,t,h,2,w]
   const Walk from_row = is_backward ? own_row : shared_row, to_row = is_backward ? shared_row : own_row;
   const T* from = is_backward ? a.gy : a.u;
-  float* gu = a.gu + at.direction * s.b * s.t * s.c;
+  float* gu = a.gu + at.direction * s.rows() * s.c;
   const float skip = at.valid ? to_acc(a.skip[at.direction * s.c + at.channel]) : 0.0f;
   for (int64_t position = at.first; position < at.last; position += kTokens) {
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      u[token][at.column] =
-          position + token < at.last && at.copied < s.c ? to_acc(from[from_row.at(position + token)]) : 0.0f;
+      u[token][copied.column] = position + token < at.last && copied.channel < s.c
+                                    ? to_acc(from[from_row.at(position + token)])
+                                    : 0.0f;
     }
     __syncthreads();
 #pragma unroll
@@ -145,15 +121,9 @@ __global__ void __launch_bounds__(kThreads)
           y[i] += x.weight_re[k] * x.re[k] - x.weight_im[k] * x.im[k];
         }
       }
-      // Sums over the four lanes; lane i keeps token i.
-      const bool upper = at.lane & 2, odd = at.lane & 1;
-      float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
-      keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 2);
-      keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 2);
-      const float mine = (odd ? keep1 : keep0) + __shfl_xor_sync(0xffffffffu, odd ? keep0 : keep1, 1);
       // Only the channel's own lanes, which have read it, use this element.
       float& place = u[four + at.lane][at.local];
-      place = mine + skip * place;
+      place = sum_over_lanes(y, at.lane) + skip * place;
       __syncwarp();
     }
     if (pass == Pass::sums) continue;
@@ -161,11 +131,11 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      if (position + token >= at.last || at.copied >= s.c) continue;
+      if (position + token >= at.last || copied.channel >= s.c) continue;
       if (is_backward)
-        gu[to_row.at(position + token)] = u[token][at.column];
+        gu[to_row.at(position + token)] = u[token][copied.column];
       else
-        a.y[to_row.at(position + token)] = from_acc<T>(u[token][at.column]);
+        a.y[to_row.at(position + token)] = from_acc<T>(u[token][copied.column]);
     }
   }
   // A segment that others follow is whole, so no step without a token changed its states.
@@ -180,44 +150,44 @@ __global__ void __launch_bounds__(kThreads)
 /// x, x'.
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads, 2)
-    s4d_sums_tiles(S4dSums<T, float> a, Cut cut, float4* ends, Pass pass) {
+    s4d_sums_tiles(S4dSums<T, float> a, Segments segments, float4* ends, Pass pass) {
   __shared__ float u[kTokens][kChannels], gy[kTokens][kChannels];
-  const S4dShape s = a.s;
-  const Spot at(s, cut);
-  if (pass == Pass::sums && at.segment + 1 == cut.segments) return;
+  const ChannelScanShape s = a.s;
+  const Spot at(s, segments);
+  if (pass == Pass::sums && at.segment + 1 == segments.count) return;
   States<kStates> x(a.coefficients, s, at);
   float slope_re[kStates] = {}, slope_im[kStates] = {};
   float sums[kStates][4] = {};
-  const int64_t chains = s.b * 2 * s.c;
+  const int64_t chains = s.chains();
   if (pass == Pass::results && at.segment > 0 && at.valid)
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
       const int64_t state = at.lane * kStates + k;
       if (state >= s.n) continue;
       // (f^L)' = L f^(L-1)
-      const Complex<float> before = power({x.factor_re[k], x.factor_im[k]}, cut.length - 1);
+      const Complex<float> before = power({x.factor_re[k], x.factor_im[k]}, segments.length - 1);
       const Complex<float> through = before * Complex<float>{x.factor_re[k], x.factor_im[k]};
       Complex<float> sum, slope;
       for (int64_t j = 0; j < at.segment; ++j) {
         const float4 end = ends[(j * chains + at.chain) * s.n + state];
-        slope = through * slope + float(cut.length) * (before * sum) + Complex<float>{end.z, end.w};
+        slope = through * slope + float(segments.length) * (before * sum) + Complex<float>{end.z, end.w};
         sum = through * sum + Complex<float>{end.x, end.y};
       }
       x.re[k] = sum.re, x.im[k] = sum.im, slope_re[k] = slope.re, slope_im[k] = slope.im;
     }
-  const int64_t copied = min(at.copied, s.c - 1);
-  const Walk u_row(s, at, at.direction == 1, s.c, copied);
-  const Walk gy_row(s, at, at.direction == 1, 2 * s.c, s.y_at(0, 0, at.direction, copied));
+  const Copied copied(s, at);
+  const Walk u_row(at, at.direction == 1, s.c, copied.of);
+  const Walk gy_row(at, at.direction == 1, 2 * s.c, s.y_at(0, at.direction, copied.of));
   float by_u = 0;
   for (int64_t position = at.first; position < at.last; position += kTokens) {
     __syncthreads();
 #pragma unroll
     for (int i = 0; i < kEach; ++i) {
       const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      const bool there = position + token < at.last && at.copied < s.c;
-      u[token][at.column] = there ? to_acc(a.u[u_row.at(position + token)]) : 0.0f;
-      gy[token][at.column] = there ? to_acc(a.gy[gy_row.at(position + token)]) : 0.0f;
-      by_u += u[token][at.column] * gy[token][at.column];
+      const bool there = position + token < at.last && copied.channel < s.c;
+      u[token][copied.column] = there ? to_acc(a.u[u_row.at(position + token)]) : 0.0f;
+      gy[token][copied.column] = there ? to_acc(a.gy[gy_row.at(position + token)]) : 0.0f;
+      by_u += u[token][copied.column] * gy[token][copied.column];
     }
     __syncthreads();
 #pragma unroll 4
@@ -245,22 +215,22 @@ __global__ void __launch_bounds__(kThreads, 2)
               make_float4(x.re[k], x.im[k], slope_re[k], slope_im[k]);
     return;
   }
-  const int64_t part = ((at.image * cut.segments + at.segment) * 2 + at.direction) * s.c;
   if (at.valid)
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
       if (at.lane * kStates + k < s.n)
-        reinterpret_cast<float4*>(a.states)[(part + at.channel) * s.n + at.lane * kStates + k] =
+        reinterpret_cast<float4*>(a.states)[(at.part + at.channel) * s.n + at.lane * kStates + k] =
             make_float4(sums[k][0], sums[k][1], sums[k][2], sums[k][3]);
   __syncthreads();
-  u[int(threadIdx.x) / kChannels][at.column] = by_u;
+  u[int(threadIdx.x) / kChannels][copied.column] = by_u;
   __syncthreads();
-  if (int(threadIdx.x) < kChannels && at.copied < s.c)
-    a.skip[part + at.copied] = u[0][at.column] + u[1][at.column] + u[2][at.column] + u[3][at.column];
+  if (int(threadIdx.x) < kChannels && copied.channel < s.c)
+    a.skip[at.part + copied.channel] =
+        u[0][copied.column] + u[1][copied.column] + u[2][copied.column] + u[3][copied.column];
 }
 
 template <class T>
-__global__ void s4d_coefficients_states(S4dShape s, S4dParameters<T> p, float4* coefficients) {
+__global__ void s4d_coefficients_states(ChannelScanShape s, S4dParameters<T> p, float4* coefficients) {
   OCCAM_GRID_LOOP(i, 2 * s.c * s.n) {
     const S4dState<float> state(to_acc(p.log_dt[i / s.n]), to_acc(p.a_log[i]), to_acc(p.a_im[i]));
     const Complex<float> out{to_acc(p.out[2 * i]), to_acc(p.out[2 * i + 1])}, weight = out * state.hold;
@@ -269,7 +239,7 @@ __global__ void s4d_coefficients_states(S4dShape s, S4dParameters<T> p, float4* 
 }
 
 template <class T>
-__global__ void s4d_parameter_grads_channels(S4dShape s, S4dParameters<T> p, const float4* sums,
+__global__ void s4d_parameter_grads_channels(ChannelScanShape s, S4dParameters<T> p, const float4* sums,
                                              S4dParameterGrads<float> g) {
   OCCAM_GRID_LOOP(channel, 2 * s.c) {
     float log_dt = 0;
@@ -286,39 +256,36 @@ __global__ void s4d_parameter_grads_channels(S4dShape s, S4dParameters<T> p, con
   }
 }
 
-unsigned blocks_of(const S4dShape& s, const Cut& cut) {
-  return grid_of_blocks(s.b * cut.segments * 2 * div_up<int64_t>(s.c, kChannels));
-}
-
-/// kernel(a, cut, ends, pass), with a first pass when there are segments.
+/// kernel(a, segments, ends, pass), with a first pass when there are segments.
 template <class Args, class Ends>
-void launch(void (*kernel)(Args, Cut, Ends*, Pass), const char* name, const Args& a, float* workspace,
+void launch(void (*kernel)(Args, Segments, Ends*, Pass), const char* name, const Args& a, float* workspace,
             void* stream) {
-  const Cut cut = cut_of(a.s);
+  const Segments segments = segments_of(a.s, kTokens);
   for (Pass pass : {Pass::sums, Pass::results}) {
-    if (pass == Pass::sums && cut.segments == 1) continue;
-    kernel<<<blocks_of(a.s, cut), kThreads, 0, as_stream(stream)>>>(a, cut,
-                                                                    reinterpret_cast<Ends*>(workspace), pass);
+    if (pass == Pass::sums && segments.count == 1) continue;
+    kernel<<<blocks_of(a.s, segments), kThreads, 0, as_stream(stream)>>>(
+        a, segments, reinterpret_cast<Ends*>(workspace), pass);
     check_launch(name, stream);
   }
 }
 
 }  // namespace
 
-int64_t s4d_workspace(const S4dShape& s) {
-  const Cut cut = cut_of(s);
-  return cut.segments > 1 ? 4 * cut.segments * s.b * 2 * s.c * s.n : 0;
+int64_t s4d_workspace(const ChannelScanShape& s) {
+  const Segments segments = segments_of(s, kTokens);
+  return segments.count > 1 ? 4 * segments.count * s.chains() * s.n : 0;
 }
-int64_t s4d_parts(const S4dShape& s) { return s.b * cut_of(s).segments; }
+int64_t s4d_parts(const ChannelScanShape& s) { return s.b * segments_of(s, kTokens).count; }
 
 template <class T>
-void s4d_coefficients(const S4dShape& s, const S4dParameters<T>& p, float* coefficients, void* stream) {
+void s4d_coefficients(const ChannelScanShape& s, const S4dParameters<T>& p, float* coefficients,
+                      void* stream) {
   s4d_coefficients_states<<<grid_for(2 * s.c * s.n, 128), 128, 0, as_stream(stream)>>>(
       s, p, reinterpret_cast<float4*>(coefficients));
   check_launch("s4d_coefficients_states", stream);
 }
 template <class T>
-void s4d_parameter_grads(const S4dShape& s, const S4dParameters<T>& p, const float* sums,
+void s4d_parameter_grads(const ChannelScanShape& s, const S4dParameters<T>& p, const float* sums,
                          const S4dParameterGrads<float>& g, void* stream) {
   s4d_parameter_grads_channels<<<grid_for(2 * s.c, 64), 64, 0, as_stream(stream)>>>(
       s, p, reinterpret_cast<const float4*>(sums), g);
@@ -333,11 +300,11 @@ void s4d_sums(const S4dSums<T, float>& a, float* workspace, void* stream) {
   launch(a.s.n <= 16 ? s4d_sums_tiles<T, 4> : s4d_sums_tiles<T, 8>, "s4d_sums_tiles", a, workspace, stream);
 }
 
-#define OCCAM_INSTANTIATE(T)                                                                \
-  template void s4d_coefficients(const S4dShape&, const S4dParameters<T>&, float*, void*);  \
-  template void s4d_parameter_grads(const S4dShape&, const S4dParameters<T>&, const float*, \
-                                    const S4dParameterGrads<float>&, void*);                \
-  template void s4d_scan(const S4dScan<T, float>&, float*, void*);                          \
+#define OCCAM_INSTANTIATE(T)                                                                        \
+  template void s4d_coefficients(const ChannelScanShape&, const S4dParameters<T>&, float*, void*);  \
+  template void s4d_parameter_grads(const ChannelScanShape&, const S4dParameters<T>&, const float*, \
+                                    const S4dParameterGrads<float>&, void*);                        \
+  template void s4d_scan(const S4dScan<T, float>&, float*, void*);                                  \
   template void s4d_sums(const S4dSums<T, float>&, float*, void*)
 OCCAM_INSTANTIATE(float);
 OCCAM_INSTANTIATE(bf16);

@@ -1,17 +1,7 @@
 #pragma once
-#include <cstdint>
-
-#include "core/half.h"
+#include "ops/scan.h"
 
 namespace occam::kernels {
-
-struct S4dShape {
-  int64_t b = 0, t = 0, c = 0, n = 0, w = 0;  // w: channels a head
-  /// Element of y for (image, token, direction, channel).
-  OCCAM_HD int64_t y_at(int64_t image, int64_t token, int64_t direction, int64_t channel) const {
-    return (image * t + token) * 2 * c + channel / w * 2 * w + direction * w + channel % w;
-  }
-};
 
 template <class T>
 struct S4dParameters {
@@ -26,7 +16,7 @@ struct S4dParameterGrads {
 /// Either u [b,t,c] -> y [b,t,h,2,w], or backwards gy (as y) -> gu [2,b,t,c], a part for each direction.
 template <class T, class A>
 struct S4dScan {
-  S4dShape s;
+  ChannelScanShape s;
   const T *u = nullptr, *skip = nullptr;
   const A* coefficients = nullptr;
   T* y = nullptr;
@@ -38,32 +28,33 @@ struct S4dScan {
 /// Sums over tokens [parts][2,c,n,4]: of gy x (complex), of gy dx / d exp(dt A); and of gy u, [parts][2,c].
 template <class T, class A>
 struct S4dSums {
-  S4dShape s;
+  ChannelScanShape s;
   const T *u = nullptr, *gy = nullptr;
   const A* coefficients = nullptr;
   A *states = nullptr, *skip = nullptr;
 };
 
 template <class T>
-void s4d_coefficients_cpu(const S4dShape& s, const S4dParameters<T>& p, T* coefficients);
+void s4d_coefficients_cpu(const ChannelScanShape& s, const S4dParameters<T>& p, T* coefficients);
 /// Gradients of the parameters from S4dSums::states, added up over parts.
 template <class T>
-void s4d_parameter_grads_cpu(const S4dShape& s, const S4dParameters<T>& p, const T* sums,
+void s4d_parameter_grads_cpu(const ChannelScanShape& s, const S4dParameters<T>& p, const T* sums,
                              const S4dParameterGrads<T>& g);
 template <class T>
 void s4d_scan_cpu(const S4dScan<T, T>& a);
-/// Parts: images.
+/// Parts: sequences.
 template <class T>
 void s4d_sums_cpu(const S4dSums<T, T>& a);
 
 template <class T>
-void s4d_coefficients(const S4dShape& s, const S4dParameters<T>& p, float* coefficients, void* stream);
+void s4d_coefficients(const ChannelScanShape& s, const S4dParameters<T>& p, float* coefficients,
+                      void* stream);
 template <class T>
-void s4d_parameter_grads(const S4dShape& s, const S4dParameters<T>& p, const float* sums,
+void s4d_parameter_grads(const ChannelScanShape& s, const S4dParameters<T>& p, const float* sums,
                          const S4dParameterGrads<float>& g, void* stream);
 /// Floats of workspace, and parts of the sums.
-int64_t s4d_workspace(const S4dShape& s);
-int64_t s4d_parts(const S4dShape& s);
+int64_t s4d_workspace(const ChannelScanShape& s);
+int64_t s4d_parts(const ChannelScanShape& s);
 template <class T>
 void s4d_scan(const S4dScan<T, float>& a, float* workspace, void* stream);
 template <class T>

@@ -1,5 +1,6 @@
 #include "ops/s4d/op.h"
 
+#include "ops/channel_scan.h"
 #include "ops/op.h"
 #include "ops/reduce/op.h"
 #include "ops/s4d/kernel.h"
@@ -9,20 +10,18 @@ namespace {
 
 struct S4dOp {
   struct Attrs {
-    int64_t heads;
+    int64_t heads, longest;
   };
   static constexpr OpInfo info{
       .name = "s4d",
-      .contract = "u: b t c, log_dt: 2 c, a_log: 2 c n, a_im: 2 c n, out: 2 c n 2, skip: 2 c -> b t h o",
+      .contract =
+          "u: b t c, log_dt: 2 c, a_log: 2 c n, a_im: 2 c n, out: 2 c n 2, skip: 2 c, offsets?: s -> b t h o",
       .bound = Bound::compute,
       .hint = "the first 2 is that of the directions"};
 
-  static kernels::S4dShape sizes(const Shape& u, const Shape& a_log, int64_t heads) {
-    OCCAM_CHECK(heads > 0 && u[2] % heads == 0, ErrorKind::shape,
-                "s4d: {} channels do not divide into {} heads", u[2], heads);
-    OCCAM_CHECK(a_log[2] > 0 && a_log[2] <= 32, ErrorKind::shape,
-                "s4d: {} states a channel; 1 to 32 are possible", a_log[2]);
-    return {u[0], u[1], u[2], a_log[2], u[2] / heads};
+  static kernels::ChannelScanShape sizes(In in, const Attrs& attrs) {
+    const Shape &u = in[0].shape(), &a_log = in[2].shape();
+    return channel_scan_shape(info.name, u, u[2], a_log[2], 32, attrs.heads, in[6], attrs.longest);
   }
   template <class T>
   static kernels::S4dParameters<T> parameters(In in) {
@@ -32,7 +31,7 @@ struct S4dOp {
   static TensorOptions between(const Tensor& u) {
     return {u.dtype() == DType::f64 ? DType::f64 : DType::f32, u.device()};
   }
-  static Tensor coefficients_of(const kernels::S4dShape& s, In in) {
+  static Tensor coefficients_of(const kernels::ChannelScanShape& s, In in) {
     const Tensor& u = in[0];
     Tensor coefficients = empty({2, s.c, s.n, 4}, between(u));
     if (u.is_cuda())
@@ -68,37 +67,41 @@ struct S4dOp {
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor& u = in[0];
-    const kernels::S4dShape s = sizes(u.shape(), in[2].shape(), attrs.heads);
-    Tensor y = empty({s.b, s.t, attrs.heads, 2 * s.w}, options_of(u));
-    c.save({in[0], in[1], in[2], in[3], in[4], in[5]});
-    if (y.numel() == 0) return {y};
-    const Tensor coefficients = coefficients_of(s, in);
-    dispatch(u, [&]<class T, class A>() {
-      scan<T, A>({s, u.data<T>(), in[5].data<T>(), coefficients.data<A>(), y.data<T>()}, u);
-    });
+    const kernels::ChannelScanShape s = sizes(in, attrs);
+    Tensor y = empty({u.size(0), u.size(1), attrs.heads, 2 * s.w}, options_of(u));
+    c.save({in[0], in[1], in[2], in[3], in[4], in[5], in[6]});
+    if (!s.is_empty()) {
+      const Tensor coefficients = coefficients_of(s, in);
+      dispatch(u, [&]<class T, class A>() {
+        scan<T, A>({s, u.data<T>(), in[5].data<T>(), coefficients.data<A>(), y.data<T>()}, u);
+      });
+    }
+    if (in[6]) clear_unused_rows(y, in[6], s.rows());
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    const std::vector<Tensor> in{c.saved(0), c.saved(1), c.saved(2), c.saved(3), c.saved(4), c.saved(5)};
+    const std::vector<Tensor> in{c.saved(0), c.saved(1), c.saved(2), c.saved(3),
+                                 c.saved(4), c.saved(5), c.saved(6)};
     const Tensor& u = in[0];
-    const kernels::S4dShape s = sizes(u.shape(), in[2].shape(), c.attrs<Attrs>().heads);
-    Grads grads(6);
-    if (u.numel() == 0) {
+    const kernels::ChannelScanShape s = sizes(in, c.attrs<Attrs>());
+    Grads grads(7);
+    if (s.is_empty()) {
       for (size_t i = 0; i < 6; ++i)
         if (c.needs(i)) grads[i] = zeros(in[i].shape(), options_of(u));
       return grads;
     }
     const Tensor coefficients = coefficients_of(s, in);
     if (c.needs(0)) {
-      Tensor parts = empty({2, s.b, s.t, s.c}, between(u));
+      Tensor parts = empty({2, s.rows(), s.c}, between(u));
       dispatch(u, [&]<class T, class A>() {
         kernels::S4dScan<T, A> a{.s = s, .skip = in[5].data<T>(), .coefficients = coefficients.data<A>()};
         a.gy = gy[0].data<T>(), a.gu = parts.data<A>();
         scan(a, u);
       });
-      parts = raw::sum_to_shape(parts, {1, s.b, s.t, s.c}, parts.dtype());
+      parts = raw::sum_to_shape(parts, {1, s.rows(), s.c}, parts.dtype());
       grads[0] = raw::to(raw::reshape(parts, u.shape()), u.dtype());
+      if (in[6]) clear_unused_rows(grads[0], in[6], s.rows());
     }
     bool any = false;
     for (size_t i = 1; i < 6; ++i) any = any || c.needs(i);
@@ -106,8 +109,8 @@ struct S4dOp {
     return grads;
   }
 
-  static void parameter_grads(Ctx& c, Grads& grads, const kernels::S4dShape& s, const std::vector<Tensor>& in,
-                              const Tensor& coefficients, const Tensor& gy) {
+  static void parameter_grads(Ctx& c, Grads& grads, const kernels::ChannelScanShape& s,
+                              const std::vector<Tensor>& in, const Tensor& coefficients, const Tensor& gy) {
     const Tensor& u = in[0];
     int64_t parts = s.b;
     if (u.is_cuda()) OCCAM_ON_CUDA(parts = kernels::s4d_parts(s));
@@ -154,8 +157,11 @@ struct S4dOp {
 }  // namespace
 
 Tensor s4d(const Tensor& u, const Tensor& log_dt, const Tensor& a_log, const Tensor& a_im, const Tensor& out,
-           const Tensor& skip, int64_t heads) {
-  return apply<S4dOp>({u, log_dt, a_log, a_im, out, skip}, {heads})[0];
+           const Tensor& skip, int64_t heads, const Sequences& rows) {
+  check_sequences("s4d", rows, u);
+  return as_rows(apply<S4dOp>({as_image(u, rows), log_dt, a_log, a_im, out, skip, rows.offsets},
+                              {heads, rows.longest})[0],
+                 rows);
 }
 
 OCCAM_REGISTER(s4d, S4dOp);

@@ -1,5 +1,5 @@
 #pragma once
-#include "core/tensor.h"
+#include "core/ragged.h"
 
 namespace occam {
 
@@ -12,8 +12,9 @@ namespace occam {
 /// runs from the first token to the last, direction 1 from the last to the first. u [b,t,c], log_dt [2,c],
 /// a_log and a_im [2,c,n], out [2,c,n,2] (real and imaginary part), skip [2,c]
 /// -> [b,t,h,2w] with c = h w: of every head the channels of direction 0, then those of direction 1. Throws
-/// Error{shape} when c is no multiple of `heads` or n is 0 or above 32.
+/// Error{shape} when c is no multiple of `heads` or n is 0 or above 32. With `rows` [b,t] is [n]: each
+/// sequence as if called alone.
 Tensor s4d(const Tensor& u, const Tensor& log_dt, const Tensor& a_log, const Tensor& a_im, const Tensor& out,
-           const Tensor& skip, int64_t heads);
+           const Tensor& skip, int64_t heads, const Sequences& rows = {});
 
 }  // namespace occam

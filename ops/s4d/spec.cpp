@@ -3,7 +3,7 @@
 #include <cmath>
 #include <complex>
 
-#include "ops/spec.h"
+#include "ops/ragged_spec.h"
 
 namespace {
 using namespace occam::spec;
@@ -41,25 +41,31 @@ Arrays naive(const Arrays& x, int64_t heads) {
 }  // namespace
 
 OP_SPEC(s4d) {
+  // |exp(dt A)| = exp(-dt / 2) with dt above 0.2: a state forgets within 10 steps, a rounding error of it
+  // too; one of the factor acts through the slope of the state, another 10 steps long (the gradient's sums
+  // reach it as well). y adds 2 n products; parameters' gradients add over images and tokens. bf16: y and
+  // gradients are rounded once, at the end.
+  auto bound = [](Sample& sample, int64_t t, int64_t n) -> Sample& {
+    const double memory = double(std::min<int64_t>(t, 10));
+    return sample.conditioned(memory).sum_length(double(2 * n) * memory).half_roundings(2);
+  };
+  auto inputs = [](Input u, int64_t c, int64_t n) -> std::vector<Input> {
+    return {u,
+            uniform({2, c}, -1.6, 0),
+            uniform({2, c, n}, -0.7, 0.7),
+            uniform({2, c, n}, 0, 6),
+            randn({2, c, n, 2}),
+            randn({2, c})};
+  };
+  auto padded = [](int64_t heads) {
+    return [heads](const std::vector<Tensor>& x) {
+      return std::vector{occam::s4d(x[0], x[1], x[2], x[3], x[4], x[5], heads)};
+    };
+  };
+  auto naive_of = [](int64_t heads) { return [heads](const Arrays& x) { return naive(x, heads); }; };
   auto add = [&](const char* name, int64_t b, int64_t t, int64_t heads, int64_t w, int64_t n) -> Sample& {
     const int64_t c = heads * w;
-    // |exp(dt A)| = exp(-dt / 2) with dt above 0.2: a state forgets within 10 steps, a rounding error of it
-    // too; one of the factor acts through the slope of the state, another 10 steps long (the gradient's sums
-    // reach it as well). y adds 2 n products; parameters' gradients add over images and tokens. bf16: y and
-    // gradients are rounded once, at the end.
-    const double memory = double(std::min<int64_t>(t, 10));
-    return spec
-        .sample(
-            name,
-            {randn({b, t, c}), uniform({2, c}, -1.6, 0), uniform({2, c, n}, -0.7, 0.7),
-             uniform({2, c, n}, 0, 6), randn({2, c, n, 2}), randn({2, c})},
-            [heads](const std::vector<Tensor>& x) {
-              return std::vector{occam::s4d(x[0], x[1], x[2], x[3], x[4], x[5], heads)};
-            },
-            [heads](const Arrays& x) { return naive(x, heads); })
-        .conditioned(memory)
-        .sum_length(double(2 * n) * memory)
-        .half_roundings(2);
+    return bound(spec.sample(name, inputs(randn({b, t, c}), c, n), padded(heads), naive_of(heads)), t, n);
   };
   add("2x4x1x3x2", 2, 4, 1, 3, 2).small();
   add("1x1x1x1x1", 1, 1, 1, 1, 1).small();
@@ -73,6 +79,22 @@ OP_SPEC(s4d) {
   add("100x18x2x4x2", 100, 18, 2, 4, 2);
   add("no-images", 0, 4, 1, 3, 2);
   add("no-tokens", 2, 0, 1, 3, 2);
+  std::vector<std::pair<std::string, Packed>> cases = packed_cases({0});
+  // Segments of which a shorter sequence has fewer.
+  cases.push_back({"ragged-long", {{20, 50, 0, 1, 32}, 110, 55, {0}}});
+  for (const auto& [name, p] : cases) {
+    std::vector<Input> of_rows = inputs(p.rows(randn({p.n, 6})), 6, 3);
+    of_rows.push_back(p.offsets());
+    Sample& sample = spec.sample(
+        name, of_rows,
+        [p = p](const std::vector<Tensor>& x) {
+          return std::vector{occam::s4d(x[0], x[1], x[2], x[3], x[4], x[5], 2, p.sequences(x[6]))};
+        },
+        p.naive(naive_of(2)));
+    bound(sample, p.longest, 3);
+    if (p.n <= 12) sample.small();
+    if (p.used() > 0) sample.same_as(p.alone(padded(2)));
+  }
   auto call = [](int64_t c, int64_t n, int64_t heads) {
     return [=] {
       using occam::zeros;

@@ -67,22 +67,25 @@ OCCAM_VECTORIZED void retreat(const T* rate, const Token<T>& x, const T* in, con
 template <class T>
 struct Lane {
   const SelectiveScan<T>& a;
-  int64_t image, direction, first, width;
+  int64_t direction, first, width, begin, length;
   std::vector<T> rate;  // A [n][kBlock]
 
-  Lane(const SelectiveScan<T>& args, int64_t image_, int64_t direction_, int64_t first_)
+  Lane(const SelectiveScan<T>& args, int64_t image, int64_t direction_, int64_t first_)
       : a(args),
-        image(image_),
         direction(direction_),
         first(first_),
         width(std::min(kBlock, args.s.c - first_)),
+        begin(args.s.begin(image)),
+        length(args.s.length(image)),
         rate(size_t(args.s.n * kBlock), T(0)) {
     for (int64_t j = 0; j < width; ++j)
       for (int64_t k = 0; k < a.s.n; ++k)
         rate[size_t(k * kBlock + j)] = -std::exp(a.a_log[(direction * a.s.c + first + j) * a.s.n + k]);
   }
-  int64_t token(int64_t position) const { return direction == 0 ? position : a.s.t - 1 - position; }
-  int64_t row(int64_t position) const { return (image * a.s.t + token(position)) * 2 + direction; }
+  int64_t token(int64_t position) const {
+    return begin + (direction == 0 ? position : length - 1 - position);
+  }
+  int64_t row(int64_t position) const { return token(position) * 2 + direction; }
   Token<T> at(int64_t position) const {
     Token<T> x;
     const T *u = a.u + row(position) * a.s.c + first, *delta = a.delta + row(position) * a.s.c + first;
@@ -97,19 +100,19 @@ struct Lane {
 
 template <class T>
 void selective_scan_fwd_cpu(const SelectiveScan<T>& a) {
-  const SelectiveShape s = a.s;
+  const ChannelScanShape s = a.s;
   const int64_t blocks = (s.c + kBlock - 1) / kBlock, tasks = s.b * 2 * blocks;
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < tasks; ++task) {
     const Lane<T> lane(a, task / blocks / 2, task / blocks % 2, task % blocks * kBlock);
     std::vector<T> h(size_t(s.n * kBlock), T(0));
     T y[kBlock];
-    for (int64_t p = 0; p < s.t; ++p) {
+    for (int64_t p = 0; p < lane.length; ++p) {
       const T *u = a.u + lane.row(p) * s.c + lane.first, *skip = a.skip + lane.direction * s.c + lane.first;
       for (int64_t j = 0; j < lane.width; ++j) y[j] = skip[j] * u[j];
       advance(lane.rate.data(), lane.at(p), lane.in(p), lane.out(p), h.data(), y, s.n, lane.width);
       for (int64_t j = 0; j < lane.width; ++j)
-        a.y[s.y_at(lane.image, lane.token(p), lane.direction, lane.first + j)] = y[j];
+        a.y[s.y_at(lane.token(p), lane.direction, lane.first + j)] = y[j];
     }
   }
 }
@@ -117,16 +120,17 @@ void selective_scan_fwd_cpu(const SelectiveScan<T>& a) {
 template <class T>
 void selective_scan_bwd_cpu(const SelectiveScanBackward<T, T>& g) {
   const SelectiveScan<T>& a = g.forward;
-  const SelectiveShape s = a.s;
-  const int64_t chunks = (s.t + kChunk - 1) / kChunk, size = s.n * kBlock;
+  const ChannelScanShape s = a.s;
+  const int64_t size = s.n * kBlock;
   // Blocks of channels follow one another: they add to the same gradients of B and C.
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < s.b * 2; ++task) {
-    const int64_t image = task / 2, direction = task % 2;
+    const int64_t image = task / 2, direction = task % 2, start = s.begin(image), length = s.length(image);
+    const int64_t chunks = (length + kChunk - 1) / kChunk;
     std::vector<T> starts(size_t(chunks * size)), states(size_t((kChunk + 1) * size)), d(size_t(size), T(0)),
         g_a(size_t(size), T(0));
-    for (int64_t p = 0; p < s.t; ++p) {
-      const int64_t row = (image * s.t + p) * 2 + direction;
+    for (int64_t p = 0; p < length; ++p) {
+      const int64_t row = (start + p) * 2 + direction;
       std::fill_n(g.g_in + row * s.n, s.n, T(0));
       std::fill_n(g.g_out + row * s.n, s.n, T(0));
     }
@@ -135,14 +139,14 @@ void selective_scan_bwd_cpu(const SelectiveScanBackward<T, T>& g) {
       const T* skip = a.skip + direction * s.c + first;
       T g_skip[kBlock] = {}, g_du[kBlock], g_dt[kBlock], gy[kBlock];
       std::vector<T> h(size_t(size), T(0));
-      for (int64_t p = 0; p < s.t; ++p) {
+      for (int64_t p = 0; p < length; ++p) {
         if (p % kChunk == 0) std::copy(h.begin(), h.end(), starts.begin() + p / kChunk * size);
         advance<T>(lane.rate.data(), lane.at(p), lane.in(p), nullptr, h.data(), nullptr, s.n, lane.width);
       }
       std::fill(d.begin(), d.end(), T(0));
       std::fill(g_a.begin(), g_a.end(), T(0));
       for (int64_t chunk = chunks - 1; chunk >= 0; --chunk) {
-        const int64_t begin = chunk * kChunk, end = std::min(s.t, begin + kChunk);
+        const int64_t begin = chunk * kChunk, end = std::min(length, begin + kChunk);
         std::copy_n(starts.begin() + chunk * size, size, states.begin());
         for (int64_t p = begin; p < end; ++p) {
           T* next = states.data() + (p - begin + 1) * size;
@@ -153,7 +157,7 @@ void selective_scan_bwd_cpu(const SelectiveScanBackward<T, T>& g) {
           const int64_t row = lane.row(p), at = row * s.c + first;
           const Token<T> x = lane.at(p);
           for (int64_t j = 0; j < lane.width; ++j) {
-            gy[j] = g.gy[s.y_at(image, lane.token(p), direction, first + j)];
+            gy[j] = g.gy[s.y_at(lane.token(p), direction, first + j)];
             g_du[j] = g_dt[j] = T(0);
           }
           const T* before = states.data() + (p - begin) * size;

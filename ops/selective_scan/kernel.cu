@@ -10,23 +10,23 @@ namespace {
 /// `mode` says what is written: sums of segments, states at the start of every tile, or y.
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads, kStates <= 4 ? 3 : 2)
-    selective_scan_fwd_tiles(SelectiveScan<T> a, Cut cut, Sums sums, float* starts, ScanPass pass,
+    selective_scan_fwd_tiles(SelectiveScan<T> a, Segments segments, Sums sums, float* starts, ScanPass pass,
                              bool packed) {
   constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates;
   __shared__ __align__(16) float2 steps[kTokens][kChannels];  // dt and dt u; then y in place of dt
   __shared__ __align__(16) float in[kThreads], out[kThreads];
-  const SelectiveShape s = a.s;
-  const Spot at(s, cut);
-  if (pass == ScanPass::sums && at.segment + 1 == cut.segments) return;
+  const ChannelScanShape s = a.s;
+  const Spot at(s, segments);
+  if (pass == ScanPass::sums && at.segment + 1 == segments.count) return;
   float rate[kStates], h[kStates] = {}, total = 0;
   load_rates(rate, a, at);
-  const int64_t chains = s.b * 2 * s.c;
+  const int64_t chains = s.chains();
   if (pass != ScanPass::sums && at.valid)
     for (int64_t k = 0; k < at.segment; ++k)
       pass_segment(h, rate, {sums.dt + k * chains, sums.state + k * chains * s.n}, at.chain, at.lane, s.n);
   const Copier copier(s, at, packed);
   const bool copies = copier.token < kTokens, is_output = pass == ScanPass::outputs;
-  const int64_t vectors = at.vector_start(s);
+  const int64_t vectors = vector_start(s, at);
   const Four<T> skip = copier.parameters(a.skip, s, at);
   // The next tile is fetched to registers while this one is computed.
   Four<T> u, next_u, next_delta;
@@ -77,14 +77,8 @@ __global__ void __launch_bounds__(kThreads, kStates <= 4 ? 3 : 2)
         }
       }
       if (!is_output) continue;
-      // Sums over the four lanes; lane i keeps token i.
-      const bool upper = at.lane & 2, odd = at.lane & 1;
-      float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
-      keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 2);
-      keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 2);
-      const float mine = (odd ? keep1 : keep0) + __shfl_xor_sync(0xffffffffu, odd ? keep0 : keep1, 1);
       // Only the channel's own lanes, which have read it, use this element.
-      steps[four + at.lane][at.local].x = mine;
+      steps[four + at.lane][at.local].x = sum_over_lanes(y, at.lane);
     }
     __syncthreads();
     if (!is_output) continue;
@@ -108,23 +102,23 @@ __global__ void __launch_bounds__(kThreads, kStates <= 4 ? 3 : 2)
 
 template <class T, int kStates>
 void launch(const SelectiveScan<T>& a, float* room, float* starts, void* stream) {
-  const Cut cut = cut_of(a.s, kTile<kStates>);
-  const Sums sums = sums_at(room, a.s, cut);
-  const unsigned blocks = grid_of_blocks(a.s.b * cut.segments * 2 * div_up<int64_t>(a.s.c, kChannels));
+  const Segments segments = segments_of(a.s, kTile<kStates>);
+  const Sums sums = sums_at(room, a.s, segments);
+  const unsigned blocks = blocks_of(a.s, segments);
   const bool packed = copies_packed<T>(a.s, a.u, a.delta, a.y);
   auto run = [&](ScanPass pass) {
     selective_scan_fwd_tiles<T, kStates>
-        <<<blocks, kThreads, 0, as_stream(stream)>>>(a, cut, sums, starts, pass, packed);
+        <<<blocks, kThreads, 0, as_stream(stream)>>>(a, segments, sums, starts, pass, packed);
     check_launch("selective_scan_fwd_tiles", stream);
   };
-  if (cut.segments > 1) run(ScanPass::sums);
+  if (segments.count > 1) run(ScanPass::sums);
   run(starts != nullptr ? ScanPass::starts : ScanPass::outputs);
 }
 
 }  // namespace
 
-int64_t selective_scan_fwd_workspace(const SelectiveShape& s) {
-  return sums_floats(s, cut_of(s, s.n <= 16 ? kTile<4> : kTile<16>));
+int64_t selective_scan_fwd_workspace(const ChannelScanShape& s) {
+  return sums_floats(s, segments_of(s, s.n <= 16 ? kTile<4> : kTile<16>));
 }
 
 template <class T>

@@ -36,29 +36,30 @@ struct Parts {
 /// With ScanPass::sums only d at the segment's start, from 0, is computed.
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads, 2)
-    selective_scan_bwd_tiles(SelectiveScanBackward<T, float> g, Cut cut, Sums sums, const float* starts,
-                             Parts parts, ScanPass pass, bool packed) {
+    selective_scan_bwd_tiles(SelectiveScanBackward<T, float> g, Segments segments, Sums sums,
+                             const float* starts, Parts parts, ScanPass pass, bool packed) {
   constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates;
   __shared__ __align__(16) float4 steps[kTokens][kChannels];  // dt, dt u, gy
   __shared__ __align__(16) float2 back[kTokens][kChannels];   // gradients of dt u, and of dt A by A
   __shared__ __align__(16) float in[kThreads], out[kThreads], by_warp[kWarps][2 * kThreads];
   const SelectiveScan<T>& a = g.forward;
-  const SelectiveShape s = a.s;
-  const Spot at(s, cut);
+  const ChannelScanShape s = a.s;
+  const Spot at(s, segments);
   const bool sums_only = pass == ScanPass::sums;
   if (sums_only && at.segment == 0) return;
   float rate[kStates], d[kStates] = {}, g_a[kStates] = {}, total = 0, g_skip[4] = {};
   load_rates(rate, a, at);
-  const int64_t chains = s.b * 2 * s.c, groups = (s.c + kChannels - 1) / kChannels;
+  const int64_t chains = s.chains(), groups = (s.c + kChannels - 1) / kChannels;
   if (!sums_only && at.valid)
-    for (int64_t k = cut.segments - 1; k > at.segment; --k)
+    for (int64_t k = segments.count - 1; k > at.segment; --k)
       pass_segment(d, rate, {sums.dt + k * chains, sums.state + k * chains * s.n}, at.chain, at.lane, s.n);
   const int warp = int(threadIdx.x) / 32;
   const Copier copier(s, at, packed);
   const bool copies = copier.token < kTokens;
-  const int64_t vectors = at.vector_start(s);
+  const int64_t vectors = vector_start(s, at);
   const Four<T> skip = copier.parameters(a.skip, s, at);
-  for (int tile = (at.last - 1) / kTokens; tile * kTokens >= at.first; --tile) {
+  const int last_tile = at.first < at.last ? (at.last - 1) / kTokens : -1;
+  for (int tile = last_tile; tile * kTokens >= at.first; --tile) {
     const int position = tile * kTokens;
     Four<T> u, delta;
     if (copies) {
@@ -158,7 +159,7 @@ __global__ void __launch_bounds__(kThreads, 2)
 #pragma unroll
       for (int w = 0; w < kWarps; ++w) sum += by_warp[w][i];
       if (p < at.last && state < s.n)
-        parts.vectors[(which * groups + group) * s.b * s.t * 2 * s.n + vectors +
+        parts.vectors[(which * groups + group) * s.rows() * 2 * s.n + vectors +
                       (at.direction == 0 ? p : -p) * (2 * s.n) + state] = sum;
     }
     __syncthreads();
@@ -172,12 +173,12 @@ __global__ void __launch_bounds__(kThreads, 2)
         sums.state[(at.segment * chains + at.chain) * s.n + at.lane * kStates + k] = d[k];
     return;
   }
-  const int64_t part = ((at.image * cut.segments + at.segment) * 2 + at.direction) * s.c;
   if (at.valid)
 #pragma unroll
     for (int k = 0; k < kStates; ++k)
       if (at.lane * kStates + k < s.n)  // dA / d a_log = A
-        parts.a[(part + at.channel) * s.n + at.lane * kStates + k] = g_a[k] * rate[k] * 0.69314718055994531f;
+        parts.a[(at.part + at.channel) * s.n + at.lane * kStates + k] =
+            g_a[k] * rate[k] * 0.69314718055994531f;
   // Threads with the same channels, of different tokens, add up through shared memory.
   if (copies)
 #pragma unroll
@@ -188,7 +189,7 @@ __global__ void __launch_bounds__(kThreads, 2)
     float sum = 0;
 #pragma unroll
     for (int i = 0; i < kTokens; ++i) sum += back[i][threadIdx.x].x;
-    parts.skip[part + channel] = sum;
+    parts.skip[at.part + channel] = sum;
   }
 }
 
@@ -205,28 +206,28 @@ __global__ void selective_scan_bwd_vectors(const float* parts, T* to, int64_t gr
 struct Room {
   int64_t sums, starts, vectors;
 };
-Room room_of(const SelectiveShape& s, const Cut& cut, int tile) {
-  const int64_t chains = s.b * 2 * s.c;
-  return {sums_floats(s, cut), div_up<int64_t>(s.t, tile) * chains * s.n,
-          2 * div_up<int64_t>(s.c, kChannels) * s.b * s.t * 2 * s.n};
+Room room_of(const ChannelScanShape& s, const Segments& segments, int tile) {
+  const int64_t chains = s.chains();
+  return {sums_floats(s, segments), div_up<int64_t>(s.t, tile) * chains * s.n,
+          2 * channel_groups(s) * s.rows() * 2 * s.n};
 }
 
 template <class T, int kStates>
 void launch(const SelectiveScanBackward<T, float>& g, float* workspace, void* stream) {
-  const SelectiveShape s = g.forward.s;
-  const Cut cut = cut_of(s, kTile<kStates>);
-  const Room room = room_of(s, cut, kTile<kStates>);
+  const ChannelScanShape s = g.forward.s;
+  const Segments segments = segments_of(s, kTile<kStates>);
+  const Room room = room_of(s, segments, kTile<kStates>);
   float *starts = workspace + room.sums, *vectors = starts + room.starts;
   selective_scan_states(g.forward, workspace, starts, stream);
-  const int64_t groups = div_up<int64_t>(s.c, kChannels), count = s.b * s.t * 2 * s.n;
-  const unsigned blocks = grid_of_blocks(s.b * cut.segments * 2 * groups);
+  const int64_t groups = channel_groups(s), count = s.rows() * 2 * s.n;
+  const unsigned blocks = blocks_of(s, segments);
   const bool packed = copies_packed<T>(s, g.forward.u, g.forward.delta, g.gy, g.gu, g.g_delta);
   auto run = [&](ScanPass pass) {  // the sums of the way there are used up by now
     selective_scan_bwd_tiles<T, kStates><<<blocks, kThreads, 0, as_stream(stream)>>>(
-        g, cut, sums_at(workspace, s, cut), starts, Parts{vectors, g.g_a, g.g_skip}, pass, packed);
+        g, segments, sums_at(workspace, s, segments), starts, Parts{vectors, g.g_a, g.g_skip}, pass, packed);
     check_launch("selective_scan_bwd_tiles", stream);
   };
-  if (cut.segments > 1) run(ScanPass::sums);
+  if (segments.count > 1) run(ScanPass::sums);
   run(ScanPass::outputs);
   auto add_up = [&](const float* from, T* to) {
     selective_scan_bwd_vectors<<<grid_for(count, 256), 256, 0, as_stream(stream)>>>(from, to, groups, count);
@@ -236,16 +237,16 @@ void launch(const SelectiveScanBackward<T, float>& g, float* workspace, void* st
   add_up(vectors + groups * count, g.g_out);
 }
 
-int tile_of(const SelectiveShape& s) { return s.n <= 16 ? kTile<4> : kTile<16>; }
+int tile_of(const ChannelScanShape& s) { return s.n <= 16 ? kTile<4> : kTile<16>; }
 
 }  // namespace
 
-int64_t selective_scan_bwd_workspace(const SelectiveShape& s) {
-  const Room room = room_of(s, cut_of(s, tile_of(s)), tile_of(s));
+int64_t selective_scan_bwd_workspace(const ChannelScanShape& s) {
+  const Room room = room_of(s, segments_of(s, tile_of(s)), tile_of(s));
   return room.sums + room.starts + room.vectors;
 }
 
-int64_t selective_scan_parts(const SelectiveShape& s) { return s.b * cut_of(s, tile_of(s)).segments; }
+int64_t selective_scan_parts(const ChannelScanShape& s) { return s.b * segments_of(s, tile_of(s)).count; }
 
 template <class T>
 void selective_scan_bwd(const SelectiveScanBackward<T, float>& g, float* workspace, void* stream) {

@@ -1,5 +1,6 @@
 #include "ops/selective_scan/op.h"
 
+#include "ops/channel_scan.h"
 #include "ops/op.h"
 #include "ops/reduce/op.h"
 #include "ops/selective_scan/kernel.h"
@@ -9,23 +10,21 @@ namespace {
 
 struct SelectiveScanOp {
   struct Attrs {
-    int64_t heads;
+    int64_t heads, longest;
   };
-  static constexpr OpInfo info{
-      .name = "selective_scan",
-      .contract = "u: b t 2 c, delta: b t 2 c, a_log: 2 c n, in: b t 2 n, out: b t 2 n, skip: 2 c -> b t h o",
-      .bound = Bound::compute,
-      .hint = "2: the directions"};
+  static constexpr OpInfo info{.name = "selective_scan",
+                               .contract =
+                                   "u: b t 2 c, delta: b t 2 c, a_log: 2 c n, in: b t 2 n, out: b t 2 n, "
+                                   "skip: 2 c, offsets?: s -> b t h o",
+                               .bound = Bound::compute,
+                               .hint = "2: the directions"};
 
-  static kernels::SelectiveShape sizes(const Shape& u, const Shape& a_log, int64_t heads) {
-    OCCAM_CHECK(heads > 0 && u[3] % heads == 0, ErrorKind::shape,
-                "selective_scan: {} channels do not divide into {} heads", u[3], heads);
-    OCCAM_CHECK(a_log[2] > 0 && a_log[2] <= 64, ErrorKind::shape,
-                "selective_scan: {} states a channel; 1 to 64 are possible", a_log[2]);
-    return {u[0], u[1], u[3], a_log[2], u[3] / heads};
+  static kernels::ChannelScanShape sizes(In in, const Attrs& attrs) {
+    const Shape &u = in[0].shape(), &a_log = in[2].shape();
+    return channel_scan_shape(info.name, u, u[3], a_log[2], 64, attrs.heads, in[6], attrs.longest);
   }
   template <class T>
-  static kernels::SelectiveScan<T> arguments(const kernels::SelectiveShape& s, In in) {
+  static kernels::SelectiveScan<T> arguments(const kernels::ChannelScanShape& s, In in) {
     return {s,
             in[0].data<T>(),
             in[1].data<T>(),
@@ -41,35 +40,35 @@ struct SelectiveScanOp {
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor& u = in[0];
-    const kernels::SelectiveShape s = sizes(u.shape(), in[2].shape(), attrs.heads);
-    Tensor y = empty({s.b, s.t, attrs.heads, 2 * s.w}, options_of(u));
-    c.save({in[0], in[1], in[2], in[3], in[4], in[5]});
-    if (y.numel() == 0) return {y};
-    if (u.is_cuda()) {
+    const kernels::ChannelScanShape s = sizes(in, attrs);
+    Tensor y = empty({u.size(0), u.size(1), attrs.heads, 2 * s.w}, options_of(u));
+    c.save({in[0], in[1], in[2], in[3], in[4], in[5], in[6]});
+    if (u.is_cuda() && !s.is_empty()) {
       dispatch_cuda(u.dtype(), [&]<class T>() {
         kernels::SelectiveScan<T> a = arguments<T>(s, in);
         a.y = y.data<T>();
         OCCAM_ON_CUDA(Tensor room = floats(kernels::selective_scan_fwd_workspace(s), u);
                       kernels::selective_scan_fwd(a, room.data<float>(), current_stream(u.device()).handle));
       });
-    } else {
+    } else if (!s.is_empty()) {
       dispatch_float(u.dtype(), [&]<class T>() {
         kernels::SelectiveScan<T> a = arguments<T>(s, in);
         a.y = y.data<T>();
         kernels::selective_scan_fwd_cpu(a);
       });
     }
+    if (in[6]) clear_unused_rows(y, in[6], s.rows());
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    const std::vector<Tensor> in{c.saved(0), c.saved(1), c.saved(2), c.saved(3), c.saved(4), c.saved(5)};
+    const std::vector<Tensor> in{c.saved(0), c.saved(1), c.saved(2), c.saved(3),
+                                 c.saved(4), c.saved(5), c.saved(6)};
     const Tensor& u = in[0];
-    const kernels::SelectiveShape s = sizes(u.shape(), in[2].shape(), c.attrs<Attrs>().heads);
-    Grads grads(6);
+    const kernels::ChannelScanShape s = sizes(in, c.attrs<Attrs>());
+    Grads grads(7);
     for (size_t i : {0, 1, 3, 4}) grads[i] = empty_like(in[i]);
     Tensor parts_a, parts_skip;
-    const bool is_empty = u.numel() == 0;
     auto part_tensors = [&](int64_t parts, DType dtype) {
       parts_a = empty({parts, 2, s.c, s.n}, {dtype, u.device()});
       parts_skip = empty({parts, 2, s.c}, {dtype, u.device()});
@@ -81,7 +80,7 @@ struct SelectiveScanOp {
       a.g_in = grads[3].data<T>(), a.g_out = grads[4].data<T>();
       a.g_a = parts_a.data<A>(), a.g_skip = parts_skip.data<A>();
     };
-    if (is_empty) {
+    if (s.is_empty()) {
       for (size_t i : {0, 1, 3, 4}) grads[i].zero_();
       part_tensors(0, u.dtype());
     } else if (u.is_cuda()) {
@@ -100,6 +99,8 @@ struct SelectiveScanOp {
         kernels::selective_scan_bwd_cpu(a);
       });
     }
+    for (size_t i : {0, 1, 3, 4})
+      if (in[6] && c.needs(i)) clear_unused_rows(grads[i], in[6], s.rows());
     auto add_up = [&](size_t i, const Tensor& parts) {
       DType dtype = c.grad_dtype_of(i);
       const Shape one = in[i].shape().rank() == 3 ? Shape{1, 2, s.c, s.n} : Shape{1, 2, s.c};
@@ -122,8 +123,12 @@ struct SelectiveScanOp {
 }  // namespace
 
 Tensor selective_scan(const Tensor& u, const Tensor& delta, const Tensor& a_log, const Tensor& in,
-                      const Tensor& out, const Tensor& skip, int64_t heads) {
-  return apply<SelectiveScanOp>({u, delta, a_log, in, out, skip}, {heads})[0];
+                      const Tensor& out, const Tensor& skip, int64_t heads, const Sequences& rows) {
+  check_sequences("selective_scan", rows, u);
+  return as_rows(apply<SelectiveScanOp>({as_image(u, rows), as_image(delta, rows), a_log, as_image(in, rows),
+                                         as_image(out, rows), skip, rows.offsets},
+                                        {heads, rows.longest})[0],
+                 rows);
 }
 
 OCCAM_REGISTER(selective_scan, SelectiveScanOp);

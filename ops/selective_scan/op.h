@@ -1,5 +1,5 @@
 #pragma once
-#include "core/tensor.h"
+#include "core/ragged.h"
 
 namespace occam {
 
@@ -10,8 +10,8 @@ namespace occam {
 /// Direction 0 runs from the first token to the last, direction 1 from the last to the first.
 /// u, delta [b,t,2,c], a_log [2,c,n], in (B), out (C) [b,t,2,n], skip (D) [2,c] -> [b,t,h,2w] with c = h w:
 /// of every head the channels of direction 0, then those of direction 1. Throws Error{shape} when c is no
-/// multiple of `heads` or n is 0 or above 64.
+/// multiple of `heads` or n is 0 or above 64. With `rows` [b,t] is [n]: each sequence as if called alone.
 Tensor selective_scan(const Tensor& u, const Tensor& delta, const Tensor& a_log, const Tensor& in,
-                      const Tensor& out, const Tensor& skip, int64_t heads);
+                      const Tensor& out, const Tensor& skip, int64_t heads, const Sequences& rows = {});
 
 }  // namespace occam

@@ -5,9 +5,9 @@
 #include "ops/activation/op.h"
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/reduce/op.h"
 #include "ops/slice/op.h"
-#include "ops/spec.h"
 #include "ops/view/op.h"
 
 namespace {
@@ -65,25 +65,27 @@ std::vector<Tensor> by_step(const std::vector<Tensor>& x, int64_t heads) {
 }  // namespace
 
 OP_SPEC(selective_scan) {
+  // dt is about 0.7 and A between -4 and -1/4: an error is remembered for 1 / (1 - e^-0.17) = 6 steps at
+  // most, and exp(dt A) turns one of dt into up to |dt A| e^-|dt A| < 0.4 of itself. y adds n states; the
+  // gradient of A adds over images and tokens, that of B and C over channels. bf16: y and the gradients are
+  // rounded once, at the end.
+  auto bound = [](Sample& sample, int64_t t, int64_t n) -> Sample& {
+    const double memory = double(std::min<int64_t>(t, 6));
+    return sample.conditioned(memory).sum_length(double(n) * memory).half_roundings(2);
+  };
+  auto padded = [](int64_t heads) {
+    return [heads](const std::vector<Tensor>& x) {
+      return std::vector{occam::selective_scan(x[0], x[1], x[2], x[3], x[4], x[5], heads)};
+    };
+  };
+  auto naive_of = [](int64_t heads) { return [heads](const Arrays& x) { return naive(x, heads); }; };
   auto add = [&](const char* name, int64_t b, int64_t t, int64_t heads, int64_t w, int64_t n) -> Sample& {
     const int64_t c = heads * w;
-    // dt is about 0.7 and A between -4 and -1/4: an error is remembered for 1 / (1 - e^-0.17) = 6 steps at
-    // most, and exp(dt A) turns one of dt into up to |dt A| e^-|dt A| < 0.4 of itself. y adds n states; the
-    // gradient of A adds over images and tokens, that of B and C over channels. bf16: y and the gradients are
-    // rounded once, at the end.
-    const double memory = double(std::min<int64_t>(t, 6));
-    return spec
-        .sample(
-            name,
-            {randn({b, t, 2, c}), randn({b, t, 2, c}), uniform({2, c, n}, -1.4, 1.4), randn({b, t, 2, n}),
-             randn({b, t, 2, n}), randn({2, c})},
-            [heads](const std::vector<Tensor>& x) {
-              return std::vector{occam::selective_scan(x[0], x[1], x[2], x[3], x[4], x[5], heads)};
-            },
-            [heads](const Arrays& x) { return naive(x, heads); })
-        .conditioned(memory)
-        .sum_length(double(n) * memory)
-        .half_roundings(2);
+    return bound(spec.sample(name,
+                             {randn({b, t, 2, c}), randn({b, t, 2, c}), uniform({2, c, n}, -1.4, 1.4),
+                              randn({b, t, 2, n}), randn({b, t, 2, n}), randn({2, c})},
+                             padded(heads), naive_of(heads)),
+                 t, n);
   };
   auto steps = [](int64_t heads) {
     return [heads](const std::vector<Tensor>& x) { return by_step(x, heads); };
@@ -101,6 +103,21 @@ OP_SPEC(selective_scan) {
   add("100x18x2x4x2", 100, 18, 2, 4, 2);
   add("no-images", 0, 4, 1, 3, 2);
   add("no-tokens", 2, 0, 1, 3, 2);
+  std::vector<std::pair<std::string, Packed>> cases = packed_cases({0, 1, 3, 4});
+  // Segments of which a shorter sequence has fewer.
+  cases.push_back({"ragged-long", {{20, 50, 0, 1, 32}, 110, 55, {0, 1, 3, 4}}});
+  for (const auto& [name, p] : cases) {
+    auto rows = [&p = p](int64_t width) { return p.rows(randn({p.n, 2, width})); };
+    Sample& sample = spec.sample(
+        name, {rows(6), rows(6), uniform({2, 6, 3}, -1.4, 1.4), rows(3), rows(3), randn({2, 6}), p.offsets()},
+        [p = p](const std::vector<Tensor>& x) {
+          return std::vector{occam::selective_scan(x[0], x[1], x[2], x[3], x[4], x[5], 2, p.sequences(x[6]))};
+        },
+        p.naive(naive_of(2)));
+    bound(sample, p.longest, 3);
+    if (p.n <= 12) sample.small();
+    if (p.used() > 0) sample.same_as(p.alone(padded(2)));
+  }
   auto call = [](int64_t c, int64_t n, int64_t heads) {
     return [=] {
       occam::selective_scan(occam::zeros({1, 2, 2, c}), occam::zeros({1, 2, 2, c}), occam::zeros({2, c, n}),

@@ -1,42 +1,26 @@
 #pragma once
-// What forward and backward share: a block has 64 channels of one image, direction and segment; 4 lanes share
-// a channel and have kStates of its states each. Tokens come in tiles through shared memory, in scan order.
-#include "core/cuda/launch.h"
+// What forward and backward share: lanes of ops/scan.cuh with kStates states each.
 #include "core/cuda/math.cuh"
 #include "core/cuda/mma.cuh"
+#include "ops/scan.cuh"
 #include "ops/selective_scan/kernel.h"
 
 namespace occam::kernels {
 
-using namespace cuda;
-
-constexpr int kChannels = 64, kLanes = 4, kThreads = kChannels * kLanes;
 constexpr int kWarps = kThreads / 32, kWarpChannels = 32 / kLanes;
 /// Tokens of a tile: backward keeps their states in registers.
 template <int kStates>
 inline constexpr int kTile = 64 / kStates;
 
-/// Segments of the tokens, whole tiles long; with one a block walks along all tokens.
-struct Cut {
-  int64_t segments = 1, length = 0, tiles = 0;  // tiles of a segment
-};
-inline Cut cut_of(const SelectiveShape& s, int tile) {
-  const int64_t tiles = div_up<int64_t>(s.t, tile), blocks = s.b * 2 * div_up<int64_t>(s.c, kChannels);
-  const int64_t wanted = 3 * int64_t(device_limits().sm_count);
-  int64_t segments = 2 * blocks > wanted ? 1 : std::min(tiles, div_up(wanted, blocks));
-  const int64_t each = div_up(tiles, segments);
-  return {div_up(tiles, each), each * tile, each};
-}
-
 /// What segments leave for each other: sums of dt [segment][b,2,c], end states from 0 [segment][b,2,c,n].
 struct Sums {
   float *dt, *state;
 };
-inline int64_t sums_floats(const SelectiveShape& s, const Cut& cut) {
-  return cut.segments > 1 ? cut.segments * s.b * 2 * s.c * (1 + s.n) : 0;
+inline int64_t sums_floats(const ChannelScanShape& s, const Segments& segments) {
+  return segments.count > 1 ? segments.count * s.chains() * (1 + s.n) : 0;
 }
-inline Sums sums_at(float* room, const SelectiveShape& s, const Cut& cut) {
-  return {room, room + cut.segments * s.b * 2 * s.c};
+inline Sums sums_at(float* room, const ChannelScanShape& s, const Segments& segments) {
+  return {room, room + segments.count * s.chains()};
 }
 
 template <class T>
@@ -44,29 +28,10 @@ struct alignas(4 * sizeof(T)) Four {
   T v[4];
 };
 
-/// Where a thread works.
-struct Spot {
-  int64_t image;
-  int direction, segment, first, last;  // positions [first, last) in scan order
-  int64_t channel, chain;               // chain: of [b,2,c]
-  int lane, local;                      // states lane kStates ...; channel within the block
-  bool valid;
-  __device__ __forceinline__ Spot(const SelectiveShape& s, const Cut& cut) {
-    const int64_t blocks = (s.c + kChannels - 1) / kChannels, group = blockIdx.x % blocks;
-    direction = int(blockIdx.x / blocks % 2);
-    segment = int(blockIdx.x / blocks / 2 % cut.segments);
-    image = blockIdx.x / blocks / 2 / cut.segments;
-    first = int(segment * cut.length), last = int(min(s.t, first + cut.length));
-    lane = int(threadIdx.x) % kLanes, local = int(threadIdx.x) / kLanes;
-    channel = group * kChannels + local;
-    valid = channel < s.c;
-    chain = (image * 2 + direction) * s.c + channel;
-  }
-  /// Offset in an array [b,t,2,n] of state `state` at position 0; positions are 2 n apart, on or back.
-  __device__ __forceinline__ int64_t vector_start(const SelectiveShape& s) const {
-    return ((image * s.t + (direction == 0 ? 0 : s.t - 1)) * 2 + direction) * s.n;
-  }
-};
+/// Offset in an array [b,t,2,n] of position 0; positions are 2 n apart, on or back.
+__device__ __forceinline__ int64_t vector_start(const ChannelScanShape& s, const Spot& at) {
+  return (at.edge(at.direction == 1) * 2 + at.direction) * s.n;
+}
 
 /// Copies go by four channels: thread i has token i / 16 of a tile and channels 4 (i % 16) ... of the block.
 struct Copier {
@@ -75,13 +40,13 @@ struct Copier {
   int64_t own, gathered, step;  // offsets of position 0 in u and in y; elements between positions
   int count;                    // channels there are, 0 to 4
   bool packed;
-  __device__ __forceinline__ Copier(const SelectiveShape& s, const Spot& at, bool all_packed) {
+  __device__ __forceinline__ Copier(const ChannelScanShape& s, const Spot& at, bool all_packed) {
     token = int(threadIdx.x) / kRow, column = int(threadIdx.x) % kRow * 4;
-    const int64_t channel = at.channel - at.local + column, edge = at.direction == 0 ? 0 : s.t - 1;
+    const int64_t channel = at.channel - at.local + column, edge = at.edge(at.direction == 1);
     count = int(max(int64_t(0), min(int64_t(4), s.c - channel)));
     packed = all_packed;
-    own = ((at.image * s.t + edge) * 2 + at.direction) * s.c + channel;
-    gathered = count > 0 ? s.y_at(at.image, edge, at.direction, channel) : 0;
+    own = (edge * 2 + at.direction) * s.c + channel;
+    gathered = count > 0 ? s.y_at(edge, at.direction, channel) : 0;
     step = at.direction == 0 ? 2 * s.c : -2 * s.c;
     gap = int(s.w);
     within = count > 0 ? int(channel % s.w) : 0;
@@ -117,7 +82,7 @@ struct Copier {
   }
   /// Four of an array [2,c] for the direction.
   template <class T>
-  __device__ __forceinline__ Four<T> parameters(const T* from, const SelectiveShape& s,
+  __device__ __forceinline__ Four<T> parameters(const T* from, const ChannelScanShape& s,
                                                 const Spot& at) const {
     Four<T> four;
     from += at.direction * s.c + at.channel - at.local + column;
@@ -132,7 +97,7 @@ struct Copier {
 
 /// May four channels be copied at once?
 template <class T, class... Pointers>
-bool copies_packed(const SelectiveShape& s, const Pointers*... pointers) {
+bool copies_packed(const ChannelScanShape& s, const Pointers*... pointers) {
   return s.w % 4 == 0 && ((reinterpret_cast<uintptr_t>(pointers) % (4 * sizeof(T)) == 0) && ...);
 }
 
@@ -161,7 +126,7 @@ __device__ __forceinline__ void load_rates(float (&rate)[kStates], const Selecti
 
 /// B or C of a tile's tokens [tile][4 kStates], one element a thread; 0 outside.
 template <int kStates, class T>
-__device__ __forceinline__ float load_vector(const T* from, const SelectiveShape& s, const Spot& at,
+__device__ __forceinline__ float load_vector(const T* from, const ChannelScanShape& s, const Spot& at,
                                              int64_t start, int position) {
   constexpr int kN = kLanes * kStates;
   static_assert(kTile<kStates> * kN == kThreads);
