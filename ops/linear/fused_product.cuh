@@ -20,14 +20,13 @@ constexpr int kBox = kBoxRows * kSwizzleRow;
 constexpr int kSharedLimit = 227 * 1024 - 1024;
 
 struct Maps {
-  TensorMap a, b, d, z, activated;
+  TensorMap a, b, d, z;
 };
 struct Sizes {
   int64_t n;
   int m, k_steps, tiles_n, tiles;
   const bf16* bias;
   float* column_sums;  // [row tiles, n] or none
-  bool activated;
 };
 
 /// A tile of kRows x kN. b is [n,k] in the forward pass and [k,n] for the gradient.
@@ -40,9 +39,8 @@ struct Plan {
   static constexpr int kChunks = kN / 64;     // of 64 columns
   static constexpr int kBytesA = kRows * kSwizzleRow, kBytesB = kN * kSwizzleRow;
   static constexpr int kStage = kBytesA + kBytesB;
-  /// Boxes a warp has for results. The gradient reads all of its part of z into them before it multiplies and
-  /// has one more for gelu(z).
-  static constexpr int kBoxes = kGradient ? kHalves * kChunks + 1 : kE == ProductEpilogue::gelu_keep ? 4 : 2;
+  /// Boxes a warp has for results. The gradient reads all of its part of z into them before it multiplies.
+  static constexpr int kBoxes = kGradient ? kHalves * kChunks : kE == ProductEpilogue::gelu_keep ? 4 : 2;
   static constexpr int kResults = kWarps * kBoxes * kBox;
   /// Floats: the bias of two tiles for each warpgroup, or the column sums of each warp.
   static constexpr int kVectors = 8 * kN * 4;
@@ -249,7 +247,6 @@ struct Finish {
 
   /// d = x gelu'(z) in the place of z. `sums`: where the warp's sums over its rows go.
   __device__ __forceinline__ void gradient(const float (&x)[P::kHalves][P::kN / 2], uint32_t sums) const {
-    const uint32_t spare = boxes + P::kHalves * P::kChunks * kBox;
 #pragma unroll
     for (int c = 0; c < P::kChunks; ++c) {
       if (column + 64 * c >= s.n) break;
@@ -258,27 +255,23 @@ struct Finish {
       for (int half = 0; half < P::kHalves; ++half) {
         if (row + 64 * half >= s.m) break;
         const uint32_t box = boxes + (c * P::kHalves + half) * kBox;
-        if (s.activated) wait_read<1>();
         uint32_t given[4][4];
 #pragma unroll
         for (int j = 0; j < 8; j += 2) ldmatrix_at(given[j / 2], unit(box, j));
 #pragma unroll
         for (int j = 0; j < 8; j += 2) {
-          uint32_t packed[4], activated[4];
+          uint32_t packed[4];
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const float2 z = unpack_bf16(given[j / 2][i]);
             const GeluParts left = gelu_parts(z.x), right = gelu_parts(z.y);
             packed[i] = pack_bf16(x[half][4 * (8 * c + j) + 2 * i] * gelu_slope_fast(z.x, left),
                                   x[half][4 * (8 * c + j) + 2 * i + 1] * gelu_slope_fast(z.y, right));
-            if (s.activated) activated[i] = pack_bf16(gelu_fast(z.x, left), gelu_fast(z.y, right));
           }
           stmatrix(unit(box, j), packed[0], packed[1], packed[2], packed[3]);
-          if (s.activated) stmatrix(unit(spare, j), activated[0], activated[1], activated[2], activated[3]);
         }
         fence_async();
         __syncwarp();
-        if (s.activated) store(maps.activated, spare, c, half);
         store(maps.d, box, c, half);
         if (s.column_sums != nullptr) add_rows(sum, box);
       }

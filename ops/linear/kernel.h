@@ -26,7 +26,6 @@ struct FusedProduct {
   const bf16* bias = nullptr;      // [n] or none
   bf16* d = nullptr;               // [m,n]
   bf16* z = nullptr;               // [m,n]: written by gelu_keep, read by gelu_gradient
-  bf16* activated = nullptr;       // gelu_gradient, [m,n] or none: gelu(z), so that forward need not keep it
   float* bias_gradient = nullptr;  // gelu_gradient, [n] or none
   float* scratch = nullptr;        // fused_product_scratch() floats, when there is a bias_gradient
   ProductEpilogue epilogue = ProductEpilogue::gelu;

@@ -119,13 +119,11 @@ void launch(const FusedProduct& p, cudaStream_t stream) {
   maps.b = P::kGradient ? tensor_map(p.b, p.k, p.n, kStepK) : tensor_map(p.b, p.n, p.k, P::kN);
   maps.d = tensor_map(p.d, p.m, p.n, kBoxRows);
   if (p.z != nullptr) maps.z = tensor_map(p.z, p.m, p.n, kBoxRows);
-  const bool activated = P::kGradient && p.activated != nullptr;
-  if (activated) maps.activated = tensor_map(p.activated, p.m, p.n, kBoxRows);
   const bool sums = P::kGradient && p.bias_gradient != nullptr;
   const int64_t tiles_n = div_up<int64_t>(p.n, P::kN);
   const int64_t tiles = div_up<int64_t>(p.m, P::kRows) * tiles_n;
   const Sizes sizes{p.n,        int(p.m), int(div_up<int64_t>(p.k, kStepK)), int(tiles_n),
-                    int(tiles), p.bias,   sums ? p.scratch : nullptr,        activated};
+                    int(tiles), p.bias,   sums ? p.scratch : nullptr};
 
   allow_shared(fused_product_kernel<P>, "fused_product", P::kShared);
   const int64_t blocks = std::min<int64_t>(tiles, device_limits().sm_count);
@@ -165,7 +163,7 @@ bool fused_product_supported(const FusedProduct& p) {
   if (p.m < 1 || p.n < 1 || p.k < 1 || p.m > kMost || p.n > kMost || p.k > kMost) return false;
   if (p.n % 8 != 0 || p.k % 8 != 0 || div_up<int64_t>(p.m, 64) * div_up<int64_t>(p.n, 64) > kMost)
     return false;
-  if (!aligned16(p.a, p.b, p.d, p.z, p.activated)) return false;
+  if (!aligned16(p.a, p.b, p.d, p.z)) return false;
   return device_limits().capability == 90 && tensor_maps_supported();
 }
 

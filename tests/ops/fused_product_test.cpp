@@ -88,18 +88,17 @@ class FusedProductTest : public ::testing::Test {
     Matrix a = Matrix::random(p.m * p.k, 1, rng), b = Matrix::random(p.n * p.k, 1.5 / std::sqrt(p.k), rng);
     Matrix bias = Matrix::random(p.n, 1, rng), d = Matrix::untouched(p.m * p.n, DType::bf16);
     Matrix z = gradient ? Matrix::random(p.m * p.n, 2, rng) : Matrix::untouched(p.m * p.n, DType::bf16);
-    Matrix activated = Matrix::untouched(p.m * p.n, DType::bf16);
     Matrix sums = Matrix::untouched(p.n, DType::f32);
     Matrix scratch = Matrix::untouched(fused_product_scratch(p), DType::f32);
     p.a = a.data(), p.b = b.data(), p.d = d.data();
     if (gradient)
-      p.activated = activated.data(), p.bias_gradient = sums.data<float>(), p.scratch = scratch.data<float>();
+      p.bias_gradient = sums.data<float>(), p.scratch = scratch.data<float>();
     else
       p.bias = bias.data();
     if (gradient || p.epilogue == ProductEpilogue::gelu_keep) p.z = z.data();
     ASSERT_TRUE(fused_product_supported(p));
     fused_product(p, stream);
-    d.read(), z.read(), activated.read(), sums.read(), scratch.read();
+    d.read(), z.read(), sums.read(), scratch.read();
     if (HasFatalFailure()) return;
 
     // Tensor cores add f32 with truncation; everything else is one rounding to bf16 and gelu_fast's 2^-16.
@@ -122,9 +121,6 @@ class FusedProductTest : public ::testing::Test {
         if (gradient) {
           want = x * slope_of(z[at]);
           error = error * std::abs(slope_of(z[at])) + fast * std::abs(x);
-          const double y = gelu_of(z[at]);
-          ASSERT_NEAR(activated[at], y, (u_out + fast) * std::abs(y) + tiny)
-              << "gelu(z) [" << r << "," << c << "]";
           column[size_t(c)] += d[at], column_size[size_t(c)] += std::abs(d[at]);
         } else {
           want = gelu_of(x);
