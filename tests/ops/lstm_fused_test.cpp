@@ -14,12 +14,12 @@
 namespace occam {
 namespace {
 
-using Op = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
+using Op = decltype(lstm);
 
 /// y, and the gradients of sum(y * gy).
 std::vector<Tensor> run(Op* op, std::vector<Tensor> in, const Tensor& gy) {
   for (Tensor& t : in) set_requires_grad(t, true);
-  Tensor y = op(in[0], in[1], in[2], in[3], in[4]);
+  Tensor y = op(in[0], in[1], in[2], in[3], in[4], {});
   backward(y, gy);
   std::vector<Tensor> out{detach(y)};
   for (const Tensor& t : in) out.push_back(grad_of(t));
