@@ -46,10 +46,11 @@ struct LstmFusedBackward {
   int images = 0;  // that a block carries through time
   const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
   const bf16 *y = nullptr, *cells = nullptr, *gy = nullptr;
+  // Those that are wanted; null: not.
   bf16* gx = nullptr;
   float *gw_ih = nullptr, *gw_hh = nullptr, *gb_ih = nullptr, *gb_hh = nullptr;
-  // What blocks make: gx of either direction, laid out like y; of the weights' gradients a part for each
-  // `images` images, [parts,2,h,256,128] and [parts,2,h,256].
+  // What blocks make, null like the sums of it: gx of either direction, laid out like y; of the weights'
+  // gradients a part for each `images` images, [parts,2,h,256,128] and [parts,2,h,256].
   bf16* gx_parts = nullptr;
   float *gw_parts = nullptr, *gb_parts = nullptr;
 };

@@ -18,7 +18,7 @@ namespace {
 #ifdef OCCAM_WARPGROUP
 
 template <Cell kCell, int kImages>
-__device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb) {
+__device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool wants_x, float* gb) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
   const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
@@ -52,6 +52,7 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
     store_units<kImages>(packed, w.room + R::gx + step % 2 * R::kStep, warp, lane);
   };
   auto send_dx = [&](int step) {
+    if (!wants_x) return;  // made all the same: a branch around wgmma would make all of them wait
     store_step<kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx, (w.head * 2 + w.direction) * kWidth,
                         2 * w.pairs - 1 - step);
   };
@@ -142,6 +143,7 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
     send_dx(2 * w.pairs - 1);
     store_wait_read<0>();
   }
+  if (gb == nullptr) return;
 #pragma unroll
   for (int q = 0; q < 4; ++q)
 #pragma unroll
@@ -162,17 +164,19 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
     w.wait(kGzFull, kSlots, pair);
     const uint32_t z = w.room + R::gz + (uint32_t(pair % kSlots) * 4 + 2 * group) * R::kPair;
     const uint32_t xh = operand(w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair, R::kPair);
-    wgmma_fence();
+    if (gw != nullptr) {
+      wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < 2 * kImages / 16; ++k)
+      for (int k = 0; k < 2 * kImages / 16; ++k)
 #pragma unroll
-      for (int q = 0; q < 2; ++q)
-        wgmma<128, true, true>(sums[q], operand(z) + q * (R::kPair / 16) + k * kStepAcross,
-                               xh + k * kStepAcross, true);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(sums[0]);
-    pin(sums[1]);
+        for (int q = 0; q < 2; ++q)
+          wgmma<128, true, true>(sums[q], operand(z) + q * (R::kPair / 16) + k * kStepAcross,
+                                 xh + k * kStepAcross, true);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(sums[0]);
+      pin(sums[1]);
+    }
     if (lane == 0) {
       w.arrive(kGzFree, kSlots, pair);
       w.arrive(kInputsFree, kInputSlots, pair);
@@ -183,6 +187,7 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
     }
     __syncwarp();
   }
+  if (gw == nullptr) return;
 #pragma unroll
   for (int q = 0; q < 2; ++q)
 #pragma unroll
@@ -261,13 +266,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroup, 0);
   if (group < 2) {
     more_registers<160>();
-    weights<kImages>(w, maps, group, a.gw_parts + tile * kGates * 2 * kWidth);
+    weights<kImages>(w, maps, group,
+                     a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
   } else if (group == 2) {
     fewer_registers<96>();
     gates<kCell, kImages>(w, maps, a.b_ih, a.b_hh);
   } else {
     fewer_registers<96>();
-    chain<kCell, kImages>(w, maps, a.gb_parts + tile * kGates);
+    chain<kCell, kImages>(w, maps, a.gx_parts != nullptr,
+                          a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
   }
 #endif
 }
@@ -275,8 +282,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 /// The sums of what the blocks made, in a fixed order: of the two directions of gx, of the parts of the
 /// weights' gradients over the images.
 __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t tiles) {
-  const int64_t heads = 2 * a.s.h, packs = a.s.rows() * a.s.h * kWidth / 8;
-  const int64_t weights = heads * kGates * 2 * kWidth / 4, biases = heads * kGates / 4;
+  const int64_t rows = 2 * a.s.h * kGates,
+                packs = a.gx_parts == nullptr ? 0 : a.s.rows() * a.s.h * kWidth / 8;
+  const int64_t weights = a.gw_parts == nullptr ? 0 : rows * 2 * kWidth / 4,
+                biases = a.gb_parts == nullptr ? 0 : rows / 4;
   OCCAM_GRID_LOOP(i, weights + biases + packs) {
     if (i < weights + biases) {
       const bool is_bias = i >= weights;
@@ -289,10 +298,10 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
       }
       const int64_t row = at / 32, column = at % 32;  // of the parts: 64 of w_ih, 64 of w_hh
       if (is_bias) {
-        reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
-        reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
-      } else {
-        reinterpret_cast<float4*>(column < 16 ? a.gw_ih : a.gw_hh)[row * 16 + column % 16] = sum;
+        if (a.gb_ih != nullptr) reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
+        if (a.gb_hh != nullptr) reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
+      } else if (float* gw = column < 16 ? a.gw_ih : a.gw_hh; gw != nullptr) {
+        reinterpret_cast<float4*>(gw)[row * 16 + column % 16] = sum;
       }
     } else {
       const int64_t at = i - weights - biases;
@@ -320,7 +329,7 @@ void launch(const LstmFusedBackward& a, void* stream) {
             .y = map(a.y, 2 * row),
             .cells = map(kCell == Cell::lstm ? a.cells : a.y, 2 * row),
             .gy = map(a.gy, 2 * row),
-            .gx = map(a.gx_parts, 2 * row)};
+            .gx = map(a.gx_parts != nullptr ? a.gx_parts : a.gy, 2 * row)};
   allow_shared(lstm_bwd_pass<kCell, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
   lstm_bwd_pass<kCell, kImages>
       <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(

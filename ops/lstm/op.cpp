@@ -218,26 +218,29 @@ struct Recurrence {
   static Grads backward_fused(Ctx& c, const Tensor& x, const Weights& p, kernels::LstmFusedBackward a) {
     const TensorOptions f32{DType::f32, x.device()};
     const int64_t parts = (a.s.b + a.images - 1) / a.images;
-    Grads grads{empty_like(x),
-                empty(p.w_ih.shape(), f32),
-                empty(p.w_hh.shape(), f32),
-                empty(p.b_ih.shape(), f32),
-                empty(p.b_hh.shape(), f32),
+    auto wanted = [&](size_t i, const Tensor& like) {
+      return c.needs(i) ? empty(like.shape(), f32) : Tensor();
+    };
+    Grads grads{c.needs(0) ? empty_like(x) : Tensor(),
+                wanted(1, p.w_ih),
+                wanted(2, p.w_hh),
+                wanted(3, p.b_ih),
+                wanted(4, p.b_hh),
                 Tensor()};
-    Tensor gx = empty({2 * x.numel()}, options_of(x)), weights = empty({parts, 2 * grads[1].numel()}, f32),
-           biases = empty({parts, grads[3].numel()}, f32);
-    a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
-    a.gw_ih = grads[1].data<float>(), a.gw_hh = grads[2].data<float>(), a.gw_parts = weights.data<float>();
-    a.gb_ih = grads[3].data<float>(), a.gb_hh = grads[4].data<float>(), a.gb_parts = biases.data<float>();
+    Tensor gx, weights, biases;
+    if (grads[0]) gx = empty({2 * x.numel()}, options_of(x));
+    if (grads[1] || grads[2]) weights = empty({parts, 2 * p.w_ih.numel()}, f32);
+    if (grads[3] || grads[4]) biases = empty({parts, p.b_ih.numel()}, f32);
+    auto f32_of = [](const Tensor& t) { return t ? t.data<float>() : nullptr; };
+    if (gx) a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
+    a.gw_ih = f32_of(grads[1]), a.gw_hh = f32_of(grads[2]), a.gw_parts = f32_of(weights);
+    a.gb_ih = f32_of(grads[3]), a.gb_hh = f32_of(grads[4]), a.gb_parts = f32_of(biases);
     OCCAM_ON_CUDA(kernels::lstm_bwd_fused(a, current_stream(x.device()).handle));
-    if (a.s.offsets != nullptr) clear_unused_rows(grads[0], c.saved(7), a.s.rows());
-    for (size_t i = 0; i < 5; ++i) {
-      if (!c.needs(i)) {
-        grads[i] = Tensor();
-      } else if (i > 0) {
-        grads[i] = unpacked(grads[i], i);
-        if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
-      }
+    if (gx && a.s.offsets != nullptr) clear_unused_rows(grads[0], c.saved(7), a.s.rows());
+    for (size_t i = 1; i < 5; ++i) {
+      if (!grads[i]) continue;
+      grads[i] = unpacked(grads[i], i);
+      if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
     }
     return grads;
   }
