@@ -34,7 +34,7 @@ struct Recurrence {
                                   const Attrs& attrs) {
     return {rows_of(x, offsets, attrs.longest), x[2], w_hh[3], kCell};
   }
-  static bool has_steps(const kernels::LstmShape& s) { return s.rows() * s.rows() * s.h > 0; }
+  static bool has_steps(const kernels::LstmShape& s) { return s.rows() > 0 && s.b > 0 && s.t > 0 && s.h > 0; }
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor &x = in[0], &w_hh = in[2], &offsets = in[5];
