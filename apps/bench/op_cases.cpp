@@ -206,8 +206,7 @@ class Cases {
           return Tensors{values({s_.batch, h, t, w}), values({s_.batch, h, t, w})};
         },
         [](const Tensors& in) { return matmul(in[0], in[1], false, true); });
-    using Rnn = Tensor(const Tensor&, const Tensor&, const Tensor&, const Tensor&, const Tensor&);
-    auto add_rnn = [&](const char* name, Rnn* op, int64_t gates) {
+    auto add_rnn = [&](const char* name, decltype(lstm)* op, int64_t gates) {
       add(
           name, fmt::format("[{},{},{},{}], states of {}", s_.batch, t, h, w, w),
           [this, h, t, w, rows = gates * w] {
@@ -215,7 +214,7 @@ class Cases {
                            values({2, h, rows, w}, true, -0.1, 0.1), values({2, h, rows}),
                            values({2, h, rows})};
           },
-          [op](const Tensors& in) { return op(in[0], in[1], in[2], in[3], in[4]); });
+          [op](const Tensors& in) { return op(in[0], in[1], in[2], in[3], in[4], {}); });
     };
     add_rnn("lstm", lstm, 4);
     add_rnn("gru", gru, 3);

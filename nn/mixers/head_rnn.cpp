@@ -19,7 +19,7 @@ Shape HeadRnn::plan(const Shape& x, Plan& plan) const {
 }
 
 Tensor HeadRnn::forward(const Tensor& x) {
-  return op_(x, weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value());
+  return op_(x, weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value(), {});
 }
 
 HeadLstm::HeadLstm(int64_t heads, int64_t in, int64_t hidden) : HeadRnn(lstm, 4, heads, in, hidden) {}

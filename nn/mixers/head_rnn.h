@@ -1,5 +1,6 @@
 #pragma once
 // The recurrent networks of all heads and both directions as a module.
+#include "core/ragged.h"
 #include "nn/module.h"
 
 namespace occam {
@@ -9,7 +10,7 @@ namespace occam {
 class HeadRnn : public Module {
  public:
   using Op = Tensor(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
-                    const Tensor& b_hh);
+                    const Tensor& b_hh, const Sequences& rows);
   HeadRnn(Op* op, int64_t gates, int64_t heads, int64_t in, int64_t hidden);
   Shape plan(const Shape& x, Plan& plan) const override;
 

@@ -139,6 +139,13 @@ void for_each_task(const LstmShape& s, const Fn& fn) {
   }
 }
 
+/// Steps until all of some images are through.
+int64_t longest(const LstmShape& s, int64_t first, int64_t images) {
+  int64_t most = 0;
+  for (int64_t i = first; i < first + images; ++i) most = std::max(most, s.length(i));
+  return most;
+}
+
 }  // namespace
 
 template <class T>
@@ -152,13 +159,13 @@ void lstm_fwd_cpu(const LstmForward<T, T>& a) {
                          bias = bias_of<T>(a, which);
     std::vector<T> h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)), recurrent(size_t(rows * columns)),
         gates(size_t(4 * w));
-    for (int64_t n = 0; n < s.t; ++n) {
-      int64_t token = direction == 0 ? n : s.t - 1 - n;
+    for (int64_t n = 0; n < longest(s, first, rows); ++n) {
       times_states(h.data(), matrix.data(), recurrent.data(), rows, w, columns);
       for (int64_t r = 0; r < rows; ++r) {
-        int64_t row = (first + r) * s.t + token, out = (row * s.h + head) * 2 * w + direction * w;
+        if (n >= s.length(first + r)) continue;
+        int64_t row = s.row(first + r, direction, n), out = (row * s.h + head) * 2 * w + direction * w;
         T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        gates_of(s.cell, a.z + (which * s.b * s.t + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
+        gates_of(s.cell, a.z + (which * s.rows() + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
                  gates.data(), w);
         step(s.cell, gates.data(), cr, hr, w);
         std::copy(hr, hr + w, a.y + out);
@@ -173,27 +180,39 @@ void lstm_bwd_cpu(const LstmBackward<T, T>& a) {
   const LstmShape s = a.s;
   const int64_t w = s.w;
   for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
-    int64_t which = direction * s.h + head, start = (which * s.b + first) * s.t;
-    std::vector<T> gh(size_t(rows * w), T(0)), gc(size_t(rows * w), T(0)), zero(size_t(4 * w), T(0)),
-        gates(size_t(4 * w)), bias = bias_of<T>(a, which);
-    for (int64_t n = s.t - 1; n >= 0; --n) {
-      int64_t token = direction == 0 ? n : s.t - 1 - n, previous = direction == 0 ? -1 : 1;
+    int64_t which = direction * s.h + head, previous = direction == 0 ? -1 : 1;
+    std::vector<T> gh(size_t(rows * w), T(0)), gc(size_t(rows * w), T(0)), gz(size_t(rows * 4 * w), T(0)),
+        zero(size_t(4 * w), T(0)), gates(size_t(4 * w)), bias = bias_of<T>(a, which);
+    for (int64_t n = longest(s, first, rows) - 1; n >= 0; --n) {
       for (int64_t r = 0; r < rows; ++r) {
-        int64_t at = start + r * s.t + token,
-                out = (((first + r) * s.t + token) * s.h + head) * 2 * w + direction * w;
-        gates_of(s.cell, a.z + at * 4 * w, zero.data(), bias.data(), gates.data(), w);
+        if (n >= s.length(first + r)) continue;  // gz stays 0 until its last step
+        int64_t row = s.row(first + r, direction, n), at = (which * s.rows() + row) * 4 * w,
+                out = (row * s.h + head) * 2 * w + direction * w;
+        T* gzr = gz.data() + r * 4 * w;
+        gates_of(s.cell, a.z + at, zero.data(), bias.data(), gates.data(), w);
         step_back(s.cell, gates.data(), n == 0 ? zero.data() : a.cells + out + previous * s.h * 2 * w,
-                  a.gy + out, gh.data() + r * w, gc.data() + r * w, a.g_gates + at * 4 * w, w);
+                  a.gy + out, gh.data() + r * w, gc.data() + r * w, gzr, w);
+        std::copy(gzr, gzr + 4 * w, a.g_gates + at);
       }
-      // Rows of one token of neighbouring images are t rows apart.
-      matrix_product({.dtype_ab = dtype_of<T>,
-                      .dtype_d = dtype_of<T>,
-                      .m = rows,
-                      .n = w,
-                      .k = 4 * w,
-                      .lda = s.t * 4 * w},
-                     a.g_gates + (start + token) * 4 * w, a.w_hh + which * 4 * w * w, gh.data());
+      matrix_product({.dtype_ab = dtype_of<T>, .dtype_d = dtype_of<T>, .m = rows, .n = w, .k = 4 * w},
+                     gz.data(), a.w_hh + which * 4 * w * w, gh.data());
     }
+  });
+}
+
+template <class T>
+void lstm_states_before_cpu(const LstmShape& s, const T* y, T* before) {
+  for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
+    for (int64_t i = first; i < first + rows; ++i)
+      for (int64_t n = 0; n < s.length(i); ++n) {
+        T* to = before + ((direction * s.h + head) * s.rows() + s.row(i, direction, n)) * s.w;
+        if (n == 0) {
+          std::fill(to, to + s.w, T(0));
+          continue;
+        }
+        const T* from = y + (s.row(i, direction, n - 1) * s.h + head) * 2 * s.w + direction * s.w;
+        std::copy(from, from + s.w, to);
+      }
   });
 }
 
@@ -201,5 +220,7 @@ template void lstm_fwd_cpu(const LstmForward<float, float>&);
 template void lstm_fwd_cpu(const LstmForward<double, double>&);
 template void lstm_bwd_cpu(const LstmBackward<float, float>&);
 template void lstm_bwd_cpu(const LstmBackward<double, double>&);
+template void lstm_states_before_cpu(const LstmShape&, const float*, float*);
+template void lstm_states_before_cpu(const LstmShape&, const double*, double*);
 
 }  // namespace occam::kernels

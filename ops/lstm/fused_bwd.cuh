@@ -32,7 +32,8 @@ struct Room {
   static constexpr uint32_t gx = gz + kSlots * 4 * kPair;  // on its way out
   static constexpr uint32_t factors = gx + kPair;
   static constexpr uint32_t barriers = factors + kSlots * kFactors;
-  static constexpr uint32_t bytes = barriers + 256 + 1024;  // 1024: for its alignment
+  static constexpr uint32_t places = barriers + 256;              // begin and length of ragged images
+  static constexpr uint32_t bytes = places + kImages * 8 + 1024;  // 1024: for its alignment
 };
 /// Barriers, 8 bytes each, by number: `full` and what frees.
 inline constexpr int kInputsFull = 0, kInputsFree = kInputsFull + kInputSlots,
@@ -40,6 +41,7 @@ inline constexpr int kInputsFull = 0, kInputsFree = kInputsFull + kInputSlots,
                      kFactorsFull = kGyFull + kSlots, kFactorsFree = kFactorsFull + kSlots,
                      kGzFull = kFactorsFree + kSlots, kGzFree = kGzFull + kSlots;
 
+/// Boxes are a token of kImages images, in the ragged form a row.
 struct Maps {
   TensorMap x, y, cells, gy, gx;  // cells: of an LSTM
 };
@@ -104,13 +106,21 @@ __device__ __forceinline__ void store_units(const uint32_t (&r)[kImages / 8][2],
 
 /// What the warpgroups know of their block.
 struct Work {
-  uint32_t room, barriers;  // addresses in shared memory
+  uint32_t room, barriers, places;  // addresses in shared memory; places: 0 where images are not ragged
   int t, pairs, direction, head, heads, first;
   int64_t which;  // direction * heads + head
 
   __device__ __forceinline__ uint32_t barrier(int at) const { return barriers + 8 * uint32_t(at); }
   /// Step n of the direction; outside the image when n is: copies bring zeros and take nothing.
   __device__ __forceinline__ int token(int n) const { return direction == 0 ? n : t - 1 - n; }
+  /// The row of an image's step n in the ragged form, -1 when it has no such step.
+  __device__ __forceinline__ int row(int image, int n) const {
+    int begin, length;
+    asm volatile("ld.shared.v2.b32 {%0, %1}, [%2];"
+                 : "=r"(begin), "=r"(length)
+                 : "r"(places + 8 * uint32_t(image)));
+    return n < 0 || n >= length ? -1 : begin + (direction == 0 ? n : length - 1 - n);
+  }
   /// The later step of a pair, of which pair 0 comes first; t when t is odd and the pair is 0.
   __device__ __forceinline__ int later(int pair) const { return 2 * (pairs - 1 - pair) + 1; }
   __device__ __forceinline__ void wait(int first_barrier, int slots, int at) const {
@@ -121,19 +131,46 @@ struct Work {
   }
 };
 
-/// x and h_{t-1} of a pair; by one thread, like the next two.
+// Copies are started by a whole warp: by its first lane, or by a lane an image in the ragged form.
+
+/// The tile of step n, from column `x` of a row on.
+template <int kImages>
+__device__ __forceinline__ void load_step(const Work& w, uint32_t to, const TensorMap& map, int x, int n,
+                                          uint32_t done) {
+  const int lane = int(threadIdx.x) % kWarp;
+  if (w.places == 0) {
+    if (lane == 0) load_box(to, &map, x, w.token(n), w.first, done);
+  } else if (lane < kImages) {
+    load_box(to + uint32_t(lane) * kSwizzleRow, &map, x, w.row(lane, n), done);
+  }
+}
+/// And back.
+template <int kImages>
+__device__ __forceinline__ void store_step(const Work& w, uint32_t from, const TensorMap& map, int x, int n) {
+  const int lane = int(threadIdx.x) % kWarp;
+  if (w.places == 0) {
+    const int token = w.token(n);
+    if (lane == 0 && token >= 0 && token < w.t) store_box(&map, x, token, w.first, from);
+  } else if (lane < kImages) {
+    const int row = w.row(lane, n);
+    if (row >= 0) store_box(&map, x, row, from + uint32_t(lane) * kSwizzleRow);
+  }
+}
+
+/// x and h_{t-1} of a pair.
 template <int kImages>
 __device__ __forceinline__ void fetch_inputs(const Work& w, const Maps& maps, int pair) {
   using R = Room<kImages>;
   const uint32_t done = w.barrier(kInputsFull + pair % kInputSlots),
                  to = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair;
-  barrier_expect(done, 2 * R::kPair);
+  if (threadIdx.x % kWarp == 0) barrier_expect(done, 2 * R::kPair);
+  __syncwarp();
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     const int n = w.later(pair) - s;
-    load_box(to + s * R::kStep, &maps.x, w.head * kWidth, w.token(n), w.first, done);
-    load_box(to + R::kPair + s * R::kStep, &maps.y, (w.head * 2 + w.direction) * kWidth, w.token(n - 1),
-             w.first, done);
+    load_step<kImages>(w, to + s * R::kStep, maps.x, w.head * kWidth, n, done);
+    load_step<kImages>(w, to + R::kPair + s * R::kStep, maps.y, (w.head * 2 + w.direction) * kWidth, n - 1,
+                       done);
   }
 }
 /// A pair of a tensor that is laid out like y, of the tokens of the steps or (back 1) of those before.
@@ -143,11 +180,12 @@ __device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint3
   using R = Room<kImages>;
   const uint32_t done = w.barrier(full + pair % kSlots),
                  to = w.room + slots + uint32_t(pair % kSlots) * R::kPair;
-  barrier_expect(done, R::kPair);
+  if (threadIdx.x % kWarp == 0) barrier_expect(done, R::kPair);
+  __syncwarp();
 #pragma unroll
   for (int s = 0; s < 2; ++s)
-    load_box(to + s * R::kStep, &map, (w.head * 2 + w.direction) * kWidth, w.token(w.later(pair) - s - back),
-             w.first, done);
+    load_step<kImages>(w, to + s * R::kStep, map, (w.head * 2 + w.direction) * kWidth,
+                       w.later(pair) - s - back, done);
 }
 
 // The factors of an element. LSTM, from gates i, f, g, o and c = f c_before + i g:
@@ -253,7 +291,7 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
     }
     if constexpr (kLstm) {
       named_sync(1, kGroup);  // the cells of the pair are read
-      if (thread == 0 && pair + kSlots < w.pairs)
+      if (warp == 0 && pair + kSlots < w.pairs)
         fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
     }
     __syncwarp();

@@ -15,6 +15,14 @@ constexpr int64_t kSharedWeights = 160 * 1024;  // w_hh stays in shared memory u
 
 __device__ __forceinline__ float sigmoid(float x) { return 1.0f / (1.0f + expf(-x)); }
 
+/// Steps of the longest of a block's images.
+__device__ int64_t steps_of(const LstmShape& s, int64_t first, int64_t images) {
+  if (s.offsets == nullptr) return s.t;
+  int64_t steps = 0;
+  for (int64_t i = first; i < first + images; ++i) steps = s.length(i) > steps ? s.length(i) : steps;
+  return steps;
+}
+
 /// A block is a (direction, head) and kImages images; blocks do not wait for each other. Threads own gate
 /// rows while they multiply, and (image, state) pairs in the cell. Shared memory: h and c [kImages, w],
 /// gates [kImages, 4w], and w_hh transposed [w, 4w] when `resident`. The h of the next step is y as it is
@@ -33,8 +41,8 @@ __global__ void __launch_bounds__(kThreads) lstm_fwd_steps(LstmForward<T, float>
       weights[i % w * rows + i / w] = to_acc(w_hh[i]);
   for (int64_t i = threadIdx.x; i < 2 * kImages * w; i += kThreads) h[i] = 0;
   __syncthreads();
-  for (int64_t n = 0; n < a.s.t; ++n) {
-    const int64_t token = direction == 0 ? n : a.s.t - 1 - n;
+  const int64_t steps = steps_of(a.s, first, images);
+  for (int64_t n = 0; n < steps; ++n) {
     for (int64_t j = threadIdx.x; j < rows; j += kThreads) {
       float sum[kImages] = {};
       for (int64_t k = 0; k < w; ++k) {
@@ -46,15 +54,16 @@ __global__ void __launch_bounds__(kThreads) lstm_fwd_steps(LstmForward<T, float>
       const bool is_sigmoid = j < 2 * w || (!gru && j >= 3 * w);
 #pragma unroll
       for (int r = 0; r < kImages; ++r)
-        if (r < images) {
-          float z = a.z[((which * a.s.b + first + r) * a.s.t + token) * rows + j] + sum[r] + bias;
+        if (r < images && n < a.s.length(first + r)) {
+          float z = a.z[(which * a.s.rows() + a.s.row(first + r, direction, n)) * rows + j] + sum[r] + bias;
           gates[r * rows + j] = is_sigmoid ? sigmoid(z) : gru ? z : tanhf(z);
         }
     }
     __syncthreads();
     for (int64_t i = threadIdx.x; i < images * w; i += kThreads) {
       const int64_t r = i / w, k = i % w;
-      const int64_t out = (((first + r) * a.s.t + token) * a.s.h + head) * 2 * w + direction * w + k;
+      if (n >= a.s.length(first + r)) continue;
+      const int64_t out = (a.s.row(first + r, direction, n) * a.s.h + head) * 2 * w + direction * w + k;
       const float* g = gates + r * rows + k;
       float fresh = gru ? tanhf(g[2 * w] + g[0] * g[3 * w]) : g[0] * g[2 * w];
       c[i] = gru ? fresh + g[w] * (c[i] - fresh) : g[w] * c[i] + fresh;
@@ -80,13 +89,15 @@ __global__ void __launch_bounds__(kThreads) lstm_bwd_steps(LstmBackward<T, float
   const T* w_hh = a.w_hh + which * rows * w;
   if (resident)
     for (int64_t i = threadIdx.x; i < rows * w; i += kThreads) weights[i] = to_acc(w_hh[i]);
-  for (int64_t i = threadIdx.x; i < 2 * kImages * w; i += kThreads) gh[i] = 0;
+  for (int64_t i = threadIdx.x; i < kImages * (2 * w + rows); i += kThreads) gh[i] = 0;
   __syncthreads();
-  for (int64_t n = a.s.t - 1; n >= 0; --n) {
-    const int64_t token = direction == 0 ? n : a.s.t - 1 - n, previous = direction == 0 ? -1 : 1;
+  const int64_t previous = direction == 0 ? -1 : 1;
+  for (int64_t n = steps_of(a.s, first, images) - 1; n >= 0; --n) {
     for (int64_t i = threadIdx.x; i < images * w; i += kThreads) {
-      const int64_t r = i / w, k = i % w, at = ((which * a.s.b + first + r) * a.s.t + token) * rows + k;
-      const int64_t out = (((first + r) * a.s.t + token) * a.s.h + head) * 2 * w + direction * w + k;
+      const int64_t r = i / w, k = i % w;
+      if (n >= a.s.length(first + r)) continue;  // gz stays 0 until its last step
+      const int64_t row = a.s.row(first + r, direction, n), at = (which * a.s.rows() + row) * rows + k;
+      const int64_t out = (row * a.s.h + head) * 2 * w + direction * w + k;
       float z[4];
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
@@ -132,6 +143,18 @@ __global__ void __launch_bounds__(kThreads) lstm_bwd_steps(LstmBackward<T, float
   }
 }
 
+template <class T>
+__global__ void __launch_bounds__(kThreads) lstm_before(LstmShape s, const T* y, T* before) {
+  const int64_t w = s.w;
+  OCCAM_GRID_LOOP(at, 2 * s.h * s.b * s.t * w) {
+    const int64_t k = at % w, n = at / w % s.t, i = at / w / s.t % s.b, which = at / w / s.t / s.b;
+    const int64_t head = which % s.h, direction = which / s.h;
+    if (n >= s.length(i)) continue;
+    T* to = before + (which * s.rows() + s.row(i, direction, n)) * w + k;
+    *to = n == 0 ? T{} : y[(s.row(i, direction, n - 1) * s.h + head) * 2 * w + direction * w + k];
+  }
+}
+
 dim3 grid_of(const LstmShape& s) { return dim3(unsigned(div_up<int64_t>(s.b, kImages)), unsigned(2 * s.h)); }
 
 template <class Args>
@@ -156,9 +179,18 @@ void lstm_bwd(const LstmBackward<T, float>& a, void* stream) {
   launch(lstm_bwd_steps<T>, "lstm_bwd_steps", a, stream);
 }
 
+template <class T>
+void lstm_states_before(const LstmShape& s, const T* y, T* before, void* stream) {
+  lstm_before<<<grid_for(2 * s.h * s.b * s.t * s.w, kThreads), kThreads, 0, as_stream(stream)>>>(s, y,
+                                                                                                 before);
+  check_launch("lstm_before", stream);
+}
+
 template void lstm_fwd(const LstmForward<float, float>&, void*);
 template void lstm_fwd(const LstmForward<bf16, float>&, void*);
 template void lstm_bwd(const LstmBackward<float, float>&, void*);
 template void lstm_bwd(const LstmBackward<bf16, float>&, void*);
+template void lstm_states_before(const LstmShape&, const float*, float*, void*);
+template void lstm_states_before(const LstmShape&, const bf16*, bf16*, void*);
 
 }  // namespace occam::kernels

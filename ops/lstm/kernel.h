@@ -2,7 +2,7 @@
 // The recurrence between the products: what cannot be one large product.
 #include <cstdint>
 
-#include "core/half.h"
+#include "core/rows.h"
 
 namespace occam::kernels {
 
@@ -10,9 +10,15 @@ namespace occam::kernels {
 /// and of x): n = tanh(z2 + r z3), h = (1 - u) n + u h_{t-1}; it has no cells.
 enum class Cell { lstm, gru };
 
-struct LstmShape {
-  int64_t b = 0, t = 0, h = 0, w = 0;
+/// Images are sequences, tokens rows: `b t` below is one axis of rows() in the ragged form.
+struct LstmShape : SequenceRows {
+  int64_t h = 0, w = 0;
   Cell cell = Cell::lstm;
+
+  /// The row of step n of image i, one of its length(i).
+  OCCAM_HD int64_t row(int64_t i, int64_t direction, int64_t n) const {
+    return begin(i) + (direction == 0 ? n : length(i) - 1 - n);
+  }
 };
 
 /// T: storage of weights, outputs, cells and their gradients; A: of the gates (f32 for f32 and bf16).
@@ -40,10 +46,11 @@ struct LstmFusedBackward {
   int images = 0;  // that a block carries through time
   const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
   const bf16 *y = nullptr, *cells = nullptr, *gy = nullptr;
+  // Those that are wanted; null: not.
   bf16* gx = nullptr;
   float *gw_ih = nullptr, *gw_hh = nullptr, *gb_ih = nullptr, *gb_hh = nullptr;
-  // What blocks make: gx of either direction, laid out like y; of the weights' gradients a part for each
-  // `images` images, [parts,2,h,256,128] and [parts,2,h,256].
+  // What blocks make, null like the sums of it: gx of either direction, laid out like y; of the weights'
+  // gradients a part for each `images` images, [parts,2,h,256,128] and [parts,2,h,256].
   bf16* gx_parts = nullptr;
   float *gw_parts = nullptr, *gb_parts = nullptr;
 };
@@ -63,6 +70,13 @@ struct LstmPersistentForward {
 };
 bool lstm_fits_persistent(const LstmPersistentForward& a, int64_t width);
 void lstm_fwd_persistent(LstmPersistentForward a, void* stream);
+
+/// before [2,h,b,t,w]: the state before each step, y [b,t,h,2w] of the neighbouring row, 0 where a direction
+/// starts. Rows of no sequence are left alone.
+template <class T>
+void lstm_states_before_cpu(const LstmShape& s, const T* y, T* before);
+template <class T>
+void lstm_states_before(const LstmShape& s, const T* y, T* before, void* stream);
 
 template <class T>
 void lstm_fwd_cpu(const LstmForward<T, T>& a);

@@ -18,7 +18,7 @@ namespace {
 #ifdef OCCAM_WARPGROUP
 
 template <Cell kCell, int kImages>
-__device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb) {
+__device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool wants_x, float* gb) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
   const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
@@ -52,10 +52,9 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
     store_units<kImages>(packed, w.room + R::gx + step % 2 * R::kStep, warp, lane);
   };
   auto send_dx = [&](int step) {
-    const int token = w.token(2 * w.pairs - 1 - step);
-    if (token >= 0 && token < w.t)
-      store_box(&maps.gx, (w.head * 2 + w.direction) * kWidth, token, w.first,
-                w.room + R::gx + step % 2 * R::kStep);
+    if (!wants_x) return;  // made all the same: a branch around wgmma would make all of them wait
+    store_step<kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx, (w.head * 2 + w.direction) * kWidth,
+                        2 * w.pairs - 1 - step);
   };
   w.wait(kGyFull, kSlots, 0);
   load_gy(0);
@@ -107,13 +106,13 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
 #pragma unroll
     for (int q = 0; q < 4; ++q) store_units<kImages>(gz[q], tile + q * R::kPair, warp, lane);
     fence_async();
-    if (thread == 0) store_wait_read<0>();
+    if (warp == 0) store_wait_read<0>();
     __syncwarp();
     named_sync(2, kGroup);
-    if (thread == 0) {
-      w.arrive(kFactorsFree, kSlots, step);
+    if (warp == 0) {
+      if (lane == 0) w.arrive(kFactorsFree, kSlots, step);
       if (s == 1) {
-        w.arrive(kGzFull, kSlots, pair);
+        if (lane == 0) w.arrive(kGzFull, kSlots, pair);
         if (pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
       }
       if (step >= 2) send_dx(step - 2);
@@ -132,18 +131,19 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, float* gb
       gh[i] = dh[i] + (i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]));
   }
   times(dx, w_ih, operand(tile_of(2 * w.pairs - 1)));
-  if (thread == 0) store_wait_read<0>();
+  if (warp == 0) store_wait_read<0>();
   named_sync(2, kGroup);
   wgmma_wait<0>();
   pin(dx);
   keep_dx(2 * w.pairs - 1);
   fence_async();
   named_sync(2, kGroup);
-  if (thread == 0) {
+  if (warp == 0) {
     send_dx(2 * w.pairs - 2);
     send_dx(2 * w.pairs - 1);
     store_wait_read<0>();
   }
+  if (gb == nullptr) return;
 #pragma unroll
   for (int q = 0; q < 4; ++q)
 #pragma unroll
@@ -164,27 +164,30 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
     w.wait(kGzFull, kSlots, pair);
     const uint32_t z = w.room + R::gz + (uint32_t(pair % kSlots) * 4 + 2 * group) * R::kPair;
     const uint32_t xh = operand(w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair, R::kPair);
-    wgmma_fence();
+    if (gw != nullptr) {
+      wgmma_fence();
 #pragma unroll
-    for (int k = 0; k < 2 * kImages / 16; ++k)
+      for (int k = 0; k < 2 * kImages / 16; ++k)
 #pragma unroll
-      for (int q = 0; q < 2; ++q)
-        wgmma<128, true, true>(sums[q], operand(z) + q * (R::kPair / 16) + k * kStepAcross,
-                               xh + k * kStepAcross, true);
-    wgmma_commit();
-    wgmma_wait<0>();
-    pin(sums[0]);
-    pin(sums[1]);
+        for (int q = 0; q < 2; ++q)
+          wgmma<128, true, true>(sums[q], operand(z) + q * (R::kPair / 16) + k * kStepAcross,
+                                 xh + k * kStepAcross, true);
+      wgmma_commit();
+      wgmma_wait<0>();
+      pin(sums[0]);
+      pin(sums[1]);
+    }
     if (lane == 0) {
       w.arrive(kGzFree, kSlots, pair);
       w.arrive(kInputsFree, kInputSlots, pair);
     }
-    if (group == 0 && thread == 0 && pair + kInputSlots < w.pairs) {
+    if (group == 0 && warp == 0 && pair + kInputSlots < w.pairs) {
       w.wait(kInputsFree, kInputSlots, pair);
       fetch_inputs<kImages>(w, maps, pair + kInputSlots);
     }
     __syncwarp();
   }
+  if (gw == nullptr) return;
 #pragma unroll
   for (int q = 0; q < 2; ++q)
 #pragma unroll
@@ -208,6 +211,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char* room = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
   Work w{.room = shared_address(room),
          .barriers = shared_address(room) + R::barriers,
+         .places = a.s.offsets == nullptr ? 0 : shared_address(room) + R::places,
          .t = int(a.s.t),
          .pairs = int(a.s.t + 1) / 2,
          .direction = int(blockIdx.y) / int(a.s.h),
@@ -220,6 +224,18 @@ __global__ void __launch_bounds__(kThreads, 1)
     const bf16* from =
         (row < kGates ? a.w_ih : a.w_hh) + (w.which * kGates + row % kGates) * kWidth + piece * 8;
     *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = *reinterpret_cast<const uint4*>(from);
+  }
+  if (w.places != 0) {
+    int* places = reinterpret_cast<int*>(room + R::places);
+    if (threadIdx.x < kImages) {
+      const int64_t image = w.first + int(threadIdx.x);
+      places[2 * threadIdx.x] = image < a.s.b ? int(a.s.begin(image)) : 0;
+      places[2 * threadIdx.x + 1] = image < a.s.b ? int(a.s.length(image)) : 0;
+    }
+    __syncthreads();
+    w.t = 1;
+    for (int i = 0; i < kImages; ++i) w.t = max(w.t, places[2 * i + 1]);
+    w.pairs = (w.t + 1) / 2;
   }
   if (threadIdx.x == 0) {
     for (int i = 0; i < kInputSlots; ++i) {
@@ -235,6 +251,9 @@ __global__ void __launch_bounds__(kThreads, 1)
       barrier_init(w.barrier(kGzFree + i), 8);
     }
     barrier_init_fence();
+  }
+  if (threadIdx.x < kWarp) {
+    __syncwarp();
     for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
     for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
       if (kCell == Cell::lstm) fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
@@ -247,13 +266,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroup, 0);
   if (group < 2) {
     more_registers<160>();
-    weights<kImages>(w, maps, group, a.gw_parts + tile * kGates * 2 * kWidth);
+    weights<kImages>(w, maps, group,
+                     a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
   } else if (group == 2) {
     fewer_registers<96>();
     gates<kCell, kImages>(w, maps, a.b_ih, a.b_hh);
   } else {
     fewer_registers<96>();
-    chain<kCell, kImages>(w, maps, a.gb_parts + tile * kGates);
+    chain<kCell, kImages>(w, maps, a.gx_parts != nullptr,
+                          a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
   }
 #endif
 }
@@ -261,8 +282,10 @@ __global__ void __launch_bounds__(kThreads, 1)
 /// The sums of what the blocks made, in a fixed order: of the two directions of gx, of the parts of the
 /// weights' gradients over the images.
 __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t tiles) {
-  const int64_t heads = 2 * a.s.h, packs = a.s.b * a.s.t * a.s.h * kWidth / 8;
-  const int64_t weights = heads * kGates * 2 * kWidth / 4, biases = heads * kGates / 4;
+  const int64_t rows = 2 * a.s.h * kGates,
+                packs = a.gx_parts == nullptr ? 0 : a.s.rows() * a.s.h * kWidth / 8;
+  const int64_t weights = a.gw_parts == nullptr ? 0 : rows * 2 * kWidth / 4,
+                biases = a.gb_parts == nullptr ? 0 : rows / 4;
   OCCAM_GRID_LOOP(i, weights + biases + packs) {
     if (i < weights + biases) {
       const bool is_bias = i >= weights;
@@ -275,10 +298,10 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
       }
       const int64_t row = at / 32, column = at % 32;  // of the parts: 64 of w_ih, 64 of w_hh
       if (is_bias) {
-        reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
-        reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
-      } else {
-        reinterpret_cast<float4*>(column < 16 ? a.gw_ih : a.gw_hh)[row * 16 + column % 16] = sum;
+        if (a.gb_ih != nullptr) reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
+        if (a.gb_hh != nullptr) reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
+      } else if (float* gw = column < 16 ? a.gw_ih : a.gw_hh; gw != nullptr) {
+        reinterpret_cast<float4*>(gw)[row * 16 + column % 16] = sum;
       }
     } else {
       const int64_t at = i - weights - biases;
@@ -298,17 +321,21 @@ template <Cell kCell, int kImages>
 void launch(const LstmFusedBackward& a, void* stream) {
   const LstmShape& s = a.s;
   const int64_t tiles = div_up<int64_t>(s.b, kImages), row = s.h * kWidth;
-  Maps maps{.x = tensor_map(a.x, s.b, s.t, row, 1, kImages),
-            .y = tensor_map(a.y, s.b, s.t, 2 * row, 1, kImages),
-            .cells = tensor_map(kCell == Cell::lstm ? a.cells : a.y, s.b, s.t, 2 * row, 1, kImages),
-            .gy = tensor_map(a.gy, s.b, s.t, 2 * row, 1, kImages),
-            .gx = tensor_map(a.gx_parts, s.b, s.t, 2 * row, 1, kImages)};
+  auto map = [&](const bf16* data, int64_t columns) {
+    return s.offsets == nullptr ? tensor_map(data, s.b, s.t, columns, 1, kImages)
+                                : tensor_map(data, s.rows(), columns, 1);
+  };
+  Maps maps{.x = map(a.x, row),
+            .y = map(a.y, 2 * row),
+            .cells = map(kCell == Cell::lstm ? a.cells : a.y, 2 * row),
+            .gy = map(a.gy, 2 * row),
+            .gx = map(a.gx_parts != nullptr ? a.gx_parts : a.gy, 2 * row)};
   allow_shared(lstm_bwd_pass<kCell, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
   lstm_bwd_pass<kCell, kImages>
       <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(
           a, maps);
   check_launch("lstm_bwd_pass", stream);
-  lstm_bwd_sum<<<grid_for(s.b * s.t * row / 8, 256), 256, 0, as_stream(stream)>>>(a, tiles);
+  lstm_bwd_sum<<<grid_for(s.rows() * row / 8, 256), 256, 0, as_stream(stream)>>>(a, tiles);
   check_launch("lstm_bwd_sum", stream);
 }
 
@@ -318,6 +345,7 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   if (width != kWidth || a.s.w != kWidth || !aligned16(a.x, a.w_ih, a.w_hh, a.y, a.cells, a.gy)) return 0;
   if (device_limits().capability != 90 || !tensor_maps_supported()) return 0;
   if (2 * a.s.h > 65535 || a.s.t > 1 << 30 || a.s.b > 1 << 30) return 0;  // grid.y; coordinates
+  if (a.s.capacity > 1 << 30) return 0;
   static const bool built = [] {
     cudaFuncAttributes attributes;
     OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, 8>));

@@ -92,9 +92,14 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   __shared__ __align__(16) unsigned char shared[kBytes];
   const uint32_t base = shared_address(shared);
   const int thread = int(threadIdx.x), warp = thread / 32, g = thread % 32 / 4, q = thread % 4;
-  const int lines = int(2 * a.s.h), line = int(blockIdx.x) % lines, steps = int(a.s.t);
+  const int lines = int(2 * a.s.h), line = int(blockIdx.x) % lines;
   const bool reverse = line >= a.s.h, keeps = a.cells != nullptr;
   const int64_t head = line % a.s.h, first = int64_t(blockIdx.x) / lines * kImages;
+  int steps = int(a.s.t);  // of the tile's longest image
+  if (a.s.offsets != nullptr) {
+    steps = 0;
+    for (int64_t i = first; i < first + kImages && i < a.s.b; ++i) steps = max(steps, int(a.s.length(i)));
+  }
 
   for (uint32_t i = 16 * thread; i < kBias; i += 512 * kWarps)
     *reinterpret_cast<uint4*>(shared + i) = make_uint4(0, 0, 0, 0);
@@ -105,20 +110,22 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   const bool brings = thread < 64;
   const int row = thread % 64 / 8, piece = thread % 8 * 8;
   const int64_t image = first + row * kColumns / 2;
+  // What is behind an image's end is computed from x as it happens to be there, and stays in its columns.
   const bool moves = thread < 128 && image < a.s.b && (kColumns == 2 || row % 2 == 0);
-  const int64_t start = (image * a.s.t + (reverse ? a.s.t - 1 : 0)) * a.s.h + head;
+  const int length = moves ? int(a.s.length(image)) : 0;
+  const int64_t start = (length > 0 ? a.s.row(image, reverse, 0) : 0) * a.s.h + head;
   const int stride = int(a.s.h) * (reverse ? -1 : 1) * kWidth * 2 * (brings ? 1 : 2);
   const uint32_t here = base + row * kRow + piece * 2;
   const char* there = brings ? reinterpret_cast<const char*>(a.x + start * kWidth + piece)
                              : reinterpret_cast<const char*>(a.y + (2 * start + reverse) * kWidth + piece) -
                                    kAhead * int64_t(stride);
   auto bring = [&](uint32_t slot, int step) {
-    if (moves && brings && step < steps)
+    if (brings && step < length)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(here + slot), "l"(there) : "memory");
     copies_commit();
   };
-  auto take = [&](uint32_t h) {
-    if (!moves || brings) return;
+  auto take = [&](uint32_t h, int step) {
+    if (brings || unsigned(step) >= unsigned(length)) return;
     store_global(there, load_shared(here + h));
     if (keeps) store_global(there + a.cells_after_y, load_shared(here + h + (kC - kH)));
   };
@@ -195,7 +202,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
     __syncthreads();
     add_products(z, w_h, kNotOfH, h);
     bring((slot + (kAhead - 1) * kSlot) % (kAhead * kSlot), n + kAhead - 1);
-    if (n > 0) take(h);
+    take(h, n - 1);
     there += stride;
     asm volatile("" : "+l"(there));  // one pointer, whatever its role
     slot = (slot + kSlot) % (kAhead * kSlot);
@@ -233,7 +240,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   }
   copies_wait<0>();
   __syncthreads();
-  take(h);
+  take(h, steps - 1);
 }
 
 template <Cell kCell>

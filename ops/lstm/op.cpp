@@ -3,6 +3,7 @@
 #include "ops/blas.h"
 #include "ops/lstm/kernel.h"
 #include "ops/op.h"
+#include "ops/ragged.h"
 #include "ops/reduce/op.h"
 
 namespace occam {
@@ -17,28 +18,33 @@ struct Weights {
 /// The kernels know four rows a unit: an LSTM's gates, or what kernels::Cell says of a GRU.
 template <Cell kCell>
 struct Recurrence {
-  struct Attrs {};
+  struct Attrs {
+    int64_t longest;
+  };
   static constexpr bool kLstm = kCell == Cell::lstm;
   static constexpr int64_t kGates = kLstm ? 4 : 3;
   static constexpr OpInfo info{
       .name = kLstm ? "lstm" : "gru",
-      .contract = "x: b t h i, w_ih: 2 h g i, w_hh: 2 h g w, b_ih: 2 h g, b_hh: 2 h g -> b t h o",
+      .contract =
+          "x: b t h i, w_ih: 2 h g i, w_hh: 2 h g w, b_ih: 2 h g, b_hh: 2 h g, offsets?: s -> b t h o",
       .bound = Bound::compute,
       .hint = kLstm ? "g = 4w: the gates i, f, g, o" : "g = 3w: the gates r, z, n"};
 
-  static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh) {
-    return {x[0], x[1], x[2], w_hh[3], kCell};
+  static kernels::LstmShape sizes(const Shape& x, const Shape& w_hh, const Tensor& offsets,
+                                  const Attrs& attrs) {
+    return {rows_of(x, offsets, attrs.longest), x[2], w_hh[3], kCell};
   }
+  static bool has_steps(const kernels::LstmShape& s) { return s.rows() > 0 && s.b > 0 && s.t > 0 && s.h > 0; }
 
-  static Outs forward(Ctx& c, In in, const Attrs&) {
-    const Tensor &x = in[0], &w_hh = in[2];
-    kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
+    const Tensor &x = in[0], &w_hh = in[2], &offsets = in[5];
+    const kernels::LstmShape s = sizes(x.shape(), w_hh.shape(), offsets, attrs);
     OCCAM_CHECK(w_hh.size(2) == kGates * s.w && x.size(3) > 0 && s.w > 0, ErrorKind::shape,
                 "{}: w_hh {} has {} gate rows for states of width {}; {} x {} are needed\n  contract  {}",
                 info.name, w_hh.shape().str(), w_hh.size(2), s.w, kGates, s.w, info.contract);
-    Tensor y = empty({s.b, s.t, s.h, 2 * s.w}, options_of(x)),
+    Tensor y = empty({x.size(0), x.size(1), s.h, 2 * s.w}, options_of(x)),
            cells = kLstm && c.recording() ? empty_like(y) : Tensor();
-    if (y.numel() > 0 && !persistent(in, y, cells)) {
+    if (has_steps(s) && !persistent(s, in, y, cells)) {
       const Weights p = packed(in[1], in[2], in[3], in[4]);
       Tensor z = input_part(x, p.w_ih);
       if (x.is_cuda()) {
@@ -55,16 +61,18 @@ struct Recurrence {
         });
       }
     }
-    c.save({x, in[1], in[2], in[3], in[4], y, cells});
+    if (offsets) clear_unused_rows(y, offsets, s.rows());
+    c.save({x, in[1], in[2], in[3], in[4], y, cells, offsets});
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
-    const Tensor x = c.saved(0), y = c.saved(5), cells = kLstm ? c.saved(6) : y;
+    Tensor x = c.saved(0);
+    const Tensor y = c.saved(5), cells = kLstm ? c.saved(6) : y, offsets = c.saved(7);
     const Weights p = packed(c.saved(1), c.saved(2), c.saved(3), c.saved(4));
     const Tensor &w_ih = p.w_ih, &w_hh = p.w_hh, &b_ih = p.b_ih, &b_hh = p.b_hh;
-    kernels::LstmShape s = sizes(x.shape(), w_hh.shape());
-    if (x.is_cuda() && x.dtype() == DType::bf16 && x.numel() > 0) {
+    const kernels::LstmShape s = sizes(x.shape(), w_hh.shape(), offsets, c.attrs<Attrs>());
+    if (x.is_cuda() && x.dtype() == DType::bf16 && has_steps(s)) {
       kernels::LstmFusedBackward a{.s = s,
                                    .x = x.data<bf16>(),
                                    .w_ih = w_ih.data<bf16>(),
@@ -77,20 +85,28 @@ struct Recurrence {
       OCCAM_ON_CUDA(a.images = kernels::lstm_bwd_images(a, x.size(3)));
       if (a.images > 0) return backward_fused(c, x, p, a);
     }
-    Tensor g_gates = empty({2, s.h, s.b, s.t, 4 * s.w}, options_of(x)), before = states_before(y);
-    if (g_gates.numel() > 0) {
+    // Products over all rows: those of no sequence have to be 0 in both factors.
+    const auto make = offsets ? zeros : empty;
+    Tensor g_gates = make({2, s.h, s.rows(), 4 * s.w}, options_of(x)),
+           before = make({2, s.h, s.rows(), s.w}, options_of(x));
+    if (offsets && c.needs(1)) {
+      x = raw::clone(x);
+      clear_unused_rows(x, offsets, s.rows());
+    }
+    if (has_steps(s)) {
+      states_before(s, y, before);
       Tensor z = input_part(x, w_ih);
       matrix_product({.device = x.device(),
                       .dtype_ab = x.dtype(),
                       .dtype_d = z.dtype(),
                       .trans_b = true,
-                      .m = s.b * s.t,
+                      .m = s.rows(),
                       .n = 4 * s.w,
                       .k = s.w,
                       .batch = 2 * s.h,
-                      .stride_a = s.b * s.t * s.w,
+                      .stride_a = s.rows() * s.w,
                       .stride_b = 4 * s.w * s.w,
-                      .stride_d = s.b * s.t * 4 * s.w,
+                      .stride_d = s.rows() * 4 * s.w,
                       .beta = 1},
                      before.data_ptr(), w_hh.data_ptr(), z.data_ptr());
       if (x.is_cuda()) {
@@ -107,19 +123,19 @@ struct Recurrence {
         });
       }
     }
-    Grads grads(5);
+    Grads grads(6);
     if (c.needs(0)) {  // gx = sum over directions of g_gates w_ih
       grads[0] = empty(x.shape(), options_of(x));
       for (int64_t direction = 0; direction < 2; ++direction)
         matrix_product({.device = x.device(),
                         .dtype_ab = x.dtype(),
                         .dtype_d = x.dtype(),
-                        .m = s.b * s.t,
+                        .m = s.rows(),
                         .n = x.size(3),
                         .k = 4 * s.w,
                         .ldd = s.h * x.size(3),
                         .batch = s.h,
-                        .stride_a = s.b * s.t * 4 * s.w,
+                        .stride_a = s.rows() * 4 * s.w,
                         .stride_b = 4 * s.w * x.size(3),
                         .stride_d = x.size(3),
                         .beta = direction == 0 ? 0.0 : 1.0},
@@ -129,17 +145,17 @@ struct Recurrence {
     // g_gates^T x by direction, g_gates^T h_{t-1} for all (direction, head) at once.
     if (c.needs(1)) {
       grads[1] = weight_grad(c, 1, w_ih.shape(), g_gates);
-      for (int64_t direction = 0; direction < 2 && s.b * s.t > 0; ++direction)
+      for (int64_t direction = 0; direction < 2 && s.rows() > 0; ++direction)
         matrix_product({.device = x.device(),
                         .dtype_ab = x.dtype(),
                         .dtype_d = grads[1].dtype(),
                         .trans_a = true,
                         .m = 4 * s.w,
                         .n = x.size(3),
-                        .k = s.b * s.t,
+                        .k = s.rows(),
                         .ldb = s.h * x.size(3),
                         .batch = s.h,
-                        .stride_a = s.b * s.t * 4 * s.w,
+                        .stride_a = s.rows() * 4 * s.w,
                         .stride_b = x.size(3),
                         .stride_d = 4 * s.w * x.size(3)},
                        raw::select(g_gates, 0, direction).data_ptr(), x.data_ptr(),
@@ -147,25 +163,24 @@ struct Recurrence {
     }
     if (c.needs(2)) {
       grads[2] = weight_grad(c, 2, w_hh.shape(), g_gates);
-      if (s.b * s.t > 0)
+      if (s.rows() > 0)
         matrix_product({.device = x.device(),
                         .dtype_ab = x.dtype(),
                         .dtype_d = grads[2].dtype(),
                         .trans_a = true,
                         .m = 4 * s.w,
                         .n = s.w,
-                        .k = s.b * s.t,
+                        .k = s.rows(),
                         .batch = 2 * s.h,
-                        .stride_a = s.b * s.t * 4 * s.w,
-                        .stride_b = s.b * s.t * s.w,
+                        .stride_a = s.rows() * 4 * s.w,
+                        .stride_b = s.rows() * s.w,
                         .stride_d = 4 * s.w * s.w},
                        g_gates.data_ptr(), before.data_ptr(), grads[2].data_ptr());
     }
     for (size_t i : {3, 4})
       if (c.needs(i)) {
         DType dtype = c.grad_dtype_of(i);
-        Tensor rows = raw::reshape(g_gates, {2, s.h, s.b * s.t, 4 * s.w});
-        grads[i] = raw::reshape(raw::sum_to_shape(rows, {2, s.h, 1, 4 * s.w}, dtype), b_ih.shape());
+        grads[i] = raw::reshape(raw::sum_to_shape(g_gates, {2, s.h, 1, 4 * s.w}, dtype), b_ih.shape());
       }
     for (size_t i = 1; i < 5; ++i)
       if (grads[i]) grads[i] = unpacked(grads[i], i);
@@ -203,30 +218,38 @@ struct Recurrence {
   static Grads backward_fused(Ctx& c, const Tensor& x, const Weights& p, kernels::LstmFusedBackward a) {
     const TensorOptions f32{DType::f32, x.device()};
     const int64_t parts = (a.s.b + a.images - 1) / a.images;
-    Grads grads{empty_like(x), empty(p.w_ih.shape(), f32), empty(p.w_hh.shape(), f32),
-                empty(p.b_ih.shape(), f32), empty(p.b_hh.shape(), f32)};
-    Tensor gx = empty({2 * x.numel()}, options_of(x)), weights = empty({parts, 2 * grads[1].numel()}, f32),
-           biases = empty({parts, grads[3].numel()}, f32);
-    a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
-    a.gw_ih = grads[1].data<float>(), a.gw_hh = grads[2].data<float>(), a.gw_parts = weights.data<float>();
-    a.gb_ih = grads[3].data<float>(), a.gb_hh = grads[4].data<float>(), a.gb_parts = biases.data<float>();
+    auto wanted = [&](size_t i, const Tensor& like) {
+      return c.needs(i) ? empty(like.shape(), f32) : Tensor();
+    };
+    Grads grads{c.needs(0) ? empty_like(x) : Tensor(),
+                wanted(1, p.w_ih),
+                wanted(2, p.w_hh),
+                wanted(3, p.b_ih),
+                wanted(4, p.b_hh),
+                Tensor()};
+    Tensor gx, weights, biases;
+    if (grads[0]) gx = empty({2 * x.numel()}, options_of(x));
+    if (grads[1] || grads[2]) weights = empty({parts, 2 * p.w_ih.numel()}, f32);
+    if (grads[3] || grads[4]) biases = empty({parts, p.b_ih.numel()}, f32);
+    auto f32_of = [](const Tensor& t) { return t ? t.data<float>() : nullptr; };
+    if (gx) a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
+    a.gw_ih = f32_of(grads[1]), a.gw_hh = f32_of(grads[2]), a.gw_parts = f32_of(weights);
+    a.gb_ih = f32_of(grads[3]), a.gb_hh = f32_of(grads[4]), a.gb_parts = f32_of(biases);
     OCCAM_ON_CUDA(kernels::lstm_bwd_fused(a, current_stream(x.device()).handle));
-    for (size_t i = 0; i < 5; ++i) {
-      if (!c.needs(i)) {
-        grads[i] = Tensor();
-      } else if (i > 0) {
-        grads[i] = unpacked(grads[i], i);
-        if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
-      }
+    if (gx && a.s.offsets != nullptr) clear_unused_rows(grads[0], c.saved(7), a.s.rows());
+    for (size_t i = 1; i < 5; ++i) {
+      if (!grads[i]) continue;
+      grads[i] = unpacked(grads[i], i);
+      if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
     }
     return grads;
   }
 
   /// Runs the persistent form where it fits.
-  static bool persistent(In in, Tensor& y, Tensor& cells) {
+  static bool persistent(const kernels::LstmShape& s, In in, Tensor& y, Tensor& cells) {
     const Tensor &x = in[0], &w_hh = in[2];
     if (!x.is_cuda() || x.dtype() != DType::bf16) return false;
-    kernels::LstmPersistentForward a{.s = sizes(x.shape(), w_hh.shape()),
+    kernels::LstmPersistentForward a{.s = s,
                                      .x = x.data<bf16>(),
                                      .w_ih = in[1].data<bf16>(),
                                      .w_hh = w_hh.data<bf16>(),
@@ -240,11 +263,11 @@ struct Recurrence {
     return fits;
   }
 
-  /// w_ih x of every token, [2,h,b,t,4w]; f32 beside bf16.
+  /// w_ih x of every row, [2,h,b t,4w]; f32 beside bf16.
   static Tensor input_part(const Tensor& x, const Tensor& w_ih) {
     int64_t tokens = x.size(0) * x.size(1), heads = x.size(2), width = x.size(3), gates = w_ih.size(2);
     DType dtype = x.dtype() == DType::f64 ? DType::f64 : DType::f32;
-    Tensor z = empty({2, heads, x.size(0), x.size(1), gates}, {dtype, x.device()});
+    Tensor z = empty({2, heads, tokens, gates}, {dtype, x.device()});
     for (int64_t direction = 0; direction < 2; ++direction)
       matrix_product({.device = x.device(),
                       .dtype_ab = x.dtype(),
@@ -263,15 +286,17 @@ struct Recurrence {
     return z;
   }
 
-  /// The state before each step, [2,h,b,t,w]: y of the neighbouring token, 0 where a direction starts.
-  static Tensor states_before(const Tensor& y) {
-    int64_t t = y.size(1), w = y.size(3) / 2;
-    Tensor before = zeros({2, y.size(2), y.size(0), t, w}, options_of(y));
-    for (int64_t direction = 0; direction < 2 && t > 1; ++direction)
-      raw::slice(raw::select(before, 0, direction), 2, 1 - direction, t - 1)
-          .copy_(raw::permute(raw::slice(raw::slice(y, 1, direction, t - 1), 3, direction * w, w),
-                              {2, 0, 1, 3}));
-    return before;
+  static void states_before(const kernels::LstmShape& s, const Tensor& y, Tensor& before) {
+    if (y.is_cuda()) {
+      dispatch_cuda(y.dtype(), [&]<class T>() {
+        OCCAM_ON_CUDA(kernels::lstm_states_before<T>(s, y.data<T>(), before.data<T>(),
+                                                     current_stream(y.device()).handle));
+      });
+    } else {
+      dispatch_float(y.dtype(), [&]<class T>() {
+        kernels::lstm_states_before_cpu<T>(s, y.data<T>(), before.data<T>());
+      });
+    }
   }
 
   static Tensor weight_grad(Ctx& c, size_t i, const Shape& shape, const Tensor& g_gates) {
@@ -283,12 +308,23 @@ struct Recurrence {
 
 }  // namespace
 
-Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
-  return apply<Recurrence<Cell::lstm>>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
+template <Cell kCell>
+static Tensor run(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
+                  const Tensor& b_hh, const Sequences& rows) {
+  using Op = Recurrence<kCell>;
+  check_sequences(Op::info.name, rows, x);
+  return as_rows(apply<Op>({as_image(x, rows), w_ih, w_hh, b_ih, b_hh, rows.offsets}, {rows.longest})[0],
+                 rows);
 }
 
-Tensor gru(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh) {
-  return apply<Recurrence<Cell::gru>>({x, w_ih, w_hh, b_ih, b_hh}, {})[0];
+Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
+            const Sequences& rows) {
+  return run<Cell::lstm>(x, w_ih, w_hh, b_ih, b_hh, rows);
+}
+
+Tensor gru(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
+           const Sequences& rows) {
+  return run<Cell::gru>(x, w_ih, w_hh, b_ih, b_hh, rows);
 }
 
 OCCAM_REGISTER(lstm, Recurrence<Cell::lstm>, Recurrence<Cell::gru>);

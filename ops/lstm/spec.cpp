@@ -6,6 +6,7 @@
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/linear/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/slice/op.h"
 #include "ops/spec.h"
 #include "ops/view/op.h"
@@ -121,28 +122,43 @@ std::vector<Tensor> by_step(const std::vector<Tensor>& in, bool gru) {
 }  // namespace
 
 OP_SPEC(lstm) {
+  auto inputs = [](bool gru, const occam::Shape& x, int64_t w) -> std::vector<Input> {
+    const int64_t h = x[-2], i = x[-1], rows = (gru ? 3 : 4) * w;
+    const double k = 1 / std::sqrt(double(w));
+    return {randn(x), uniform({2, h, rows, i}, -k, k), uniform({2, h, rows, w}, -k, k),
+            uniform({2, h, rows}, -k, k), uniform({2, h, rows}, -k, k)};
+  };
+  auto call_of = [](bool gru) {
+    return [op = gru ? occam::gru : occam::lstm](const std::vector<Tensor>& in) {
+      return std::vector{op(in[0], in[1], in[2], in[3], in[4], {})};
+    };
+  };
+  // A gate sums i + w products; an error made in one step lives on in the cell and, through weights of row
+  // norm about 1, in the next gates: it adds up over the steps it is remembered for, at most t and with
+  // forget gates near 1/2 rather 4, in the state and again in its gradient.
+  // bf16: a step rounds h, which y is and the next step reads, and c, which backward reads; a step back
+  // rounds dz, which the step before it and all products read. So 2 a step that is remembered, and one for
+  // the GPU's tanh, five times a cell with a relative error of at most 2^-11, an eighth of a rounding.
+  auto errors = [](Sample& sample, int64_t sum, int64_t t) -> Sample& {
+    const double memory = double(std::min<int64_t>(t, 4));
+    return sample.sum_length(double(sum)).conditioned(memory).half_roundings(3 * memory);
+  };
   auto add_cell = [&](bool gru, std::string name, int64_t b, int64_t t, int64_t h, int64_t i,
                       int64_t w) -> Sample& {
-    const int64_t rows = (gru ? 3 : 4) * w;
-    double k = 1 / std::sqrt(double(w));
-    // A gate sums i + w products; an error made in one step lives on in the cell and, through weights of row
-    // norm about 1, in the next gates: it adds up over the steps it is remembered for, at most t and with
-    // forget gates near 1/2 rather 4, in the state and again in its gradient.
-    // bf16: a step rounds h, which y is and the next step reads, and c, which backward reads; a step back
-    // rounds dz, which the step before it and all products read. So 2 a step that is remembered, and one for
-    // the GPU's tanh, five times a cell with a relative error of at most 2^-11, an eighth of a rounding.
-    double memory = double(std::min<int64_t>(t, 4));
-    return spec
-        .sample((gru ? "gru-" : "") + name,
-                {randn({b, t, h, i}), uniform({2, h, rows, i}, -k, k), uniform({2, h, rows, w}, -k, k),
-                 uniform({2, h, rows}, -k, k), uniform({2, h, rows}, -k, k)},
-                [op = gru ? occam::gru : occam::lstm](const std::vector<Tensor>& in) {
-                  return std::vector{op(in[0], in[1], in[2], in[3], in[4])};
-                },
-                gru ? naive_gru : naive)
-        .sum_length(double(std::max(i + w, b * t)))
-        .conditioned(memory)
-        .half_roundings(3 * memory);
+    return errors(spec.sample((gru ? "gru-" : "") + name, inputs(gru, {b, t, h, i}, w), call_of(gru),
+                              gru ? naive_gru : naive),
+                  std::max(i + w, b * t), t);
+  };
+  auto add_ragged = [&](bool gru, std::string name, const Packed& packed, int64_t h, int64_t i,
+                        int64_t w) -> Sample& {
+    std::vector<Input> in = inputs(gru, {packed.n, h, i}, w);
+    in[0] = packed.rows(in[0]);
+    in.push_back(packed.offsets());
+    auto call = [packed, op = gru ? occam::gru : occam::lstm](const std::vector<Tensor>& in) {
+      return std::vector{op(in[0], in[1], in[2], in[3], in[4], packed.sequences(in[5]))};
+    };
+    return errors(spec.sample((gru ? "gru-" : "") + name, in, call, packed.naive(gru ? naive_gru : naive)),
+                  std::max(i + w, packed.n), std::max<int64_t>(packed.longest, 1));
   };
   auto add = [&](std::string name, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w) -> Sample& {
     return add_cell(false, name, b, t, h, i, w);
@@ -177,11 +193,25 @@ OP_SPEC(lstm) {
   add_cell(true, "17x9x1x64x64", 17, 9, 1, 64, 64);
   add_cell(true, "no-images", 0, 4, 2, 3, 2);
   add_cell(true, "no-tokens", 2, 0, 2, 3, 2);
+  for (bool gru : {false, true}) {
+    for (const auto& [name, packed] : packed_cases({0})) {
+      Sample& sample = add_ragged(gru, name, packed, 2, 3, 2).small();
+      if (packed.used() > 0) sample.same_as(packed.alone(call_of(gru)));
+    }
+    // More sequences than a task or a block carries, the longest neither first nor last.
+    std::vector<int64_t> many(70, 2);
+    many[3] = 0, many[9] = 7, many[40] = 5, many[69] = 1;
+    add_ragged(gru, "ragged-70", {many, 150, 9, {0}}, 1, 8, 8);
+    // The kernels of width 64: tiles of 4 and of 8, whole and not, one of empty sequences.
+    add_ragged(gru, "ragged-64-few", {{9, 0, 20}, 31, 20, {0}}, 2, 64, 64);
+    add_ragged(gru, "ragged-64", {{17, 3, 0, 1, 44, 9, 10, 2, 30, 5}, 124, 50, {0}}, 1, 64, 64);
+    add_ragged(gru, "ragged-64-empty-tile", {{0, 0, 0, 0, 0, 0, 0, 0, 1, 2, 0}, 3, 2, {0}}, 1, 64, 64);
+  }
   auto call = [](occam::Shape x, occam::Shape ih, occam::Shape hh, bool gru = false) {
     return [=] {
       occam::Shape bias{2, ih[1], ih[2]};
       (gru ? occam::gru : occam::lstm)(occam::zeros(x), occam::zeros(ih), occam::zeros(hh),
-                                       occam::zeros(bias), occam::zeros(bias));
+                                       occam::zeros(bias), occam::zeros(bias), {});
     };
   };
   spec.bad("gru-gates", call({1, 2, 1, 3}, {2, 1, 8, 3}, {2, 1, 8, 2}, true),

@@ -393,6 +393,7 @@ void expect_golden(const char* kind) {
 
 // tests/tools/rnn_heads.py.
 TEST(Bilstm, EqualsSmallLstmsOfPytorch) { expect_golden("bilstm"); }
+TEST(Bigru, EqualsSmallGrusOfPytorch) { expect_golden("bigru"); }
 
 TEST(Replace, WrongNamesOptionsAndBlocks) {
   auto model = small_model();
