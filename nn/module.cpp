@@ -15,9 +15,13 @@ Module::~Module() {
 }
 
 Tensor Module::operator()(const Tensor& x) {
+  return run(x, [&] { return forward(x); });
+}
+
+Tensor Module::run(const Tensor& x, const std::function<Tensor()>& forward) {
   std::optional<Scope> scope;
   if (!name_.empty()) scope.emplace(name_);
-  Tensor y = forward(x);
+  Tensor y = forward();
   if (has_hooks()) {
     const std::string where = path();
     for (const ForwardHook& hook : *hooks_) hook(where, x, y);

@@ -76,6 +76,8 @@ class Module {
 
  protected:
   virtual Tensor forward(const Tensor& x) = 0;
+  /// What calling a module is round its forward: the scope, then the hooks.
+  Tensor run(const Tensor& x, const std::function<Tensor()>& forward);
   /// Registers a part, usually a member; its registration ends with it.
   void sub(std::string name, Module& child);
   /// Forgets all parts, to register them anew.

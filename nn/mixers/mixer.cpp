@@ -5,6 +5,8 @@
 
 #include "core/check.h"
 #include "core/config.h"
+#include "ops/clear_unused/op.h"
+#include "ops/ragged.h"
 
 namespace occam {
 
@@ -21,11 +23,41 @@ Tensor TokenMixer::heads(const Tensor& x) {
   return mix(x);
 }
 
-Tensor TokenMixer::forward(const Tensor& x) {
+Linear& TokenMixer::projection() {
   Linear* out = proj();
   OCCAM_CHECK(out != nullptr, ErrorKind::internal, "{}: a mixer without an output projection has no forward",
               kind());
-  return (*out)(mix(x));
+  return *out;
+}
+
+Tensor TokenMixer::forward(const Tensor& x) { return projection()(mix(x)); }
+
+Tensor TokenMixer::mix(const Tensor&, const Sequences&) {
+  fail(ErrorKind::internal, fmt::format("{}: no ragged form", kind()));
+}
+
+Ragged TokenMixer::heads(const Ragged& x) {
+  Scope scope(path());
+  return run_ragged(x, false);
+}
+
+Ragged TokenMixer::operator()(const Ragged& x) {
+  Ragged y;
+  run(x.data, [&] { return (y = run_ragged(x, true)).data; });
+  return y;
+}
+
+Ragged TokenMixer::run_ragged(const Ragged& x, bool with_projection) {
+  OCCAM_CHECK(takes_ragged(), ErrorKind::usage, "mixer {} takes no ragged input: {}", kind(),
+              why_not_ragged());
+  check_structure(x);
+  const Sequences rows = x.sequences();
+  // Layers run over all rows. Cleared before and after, those without a sequence add nothing to gradients.
+  Tensor y = mix(as_image(clear_unused(x.data, rows), rows), rows);
+  if (with_projection) y = projection()(y);
+  Ragged result = x;
+  result.data = clear_unused(as_rows(y, rows), rows);
+  return result;
 }
 
 const MixerEntry& find_mixer(std::string_view name) {

@@ -6,6 +6,7 @@
 #include <string>
 #include <vector>
 
+#include "core/ragged.h"
 #include "nn/layers/linear.h"
 #include "nn/module.h"
 
@@ -44,6 +45,14 @@ class TokenMixer : public Module {
   /// Concatenated head outputs [b, t, c] before the output projection: what distillation matches. Throws
   /// Error{internal} for a mixer without a tap.
   Tensor heads(const Tensor& x);
+  using Module::operator();
+  /// Sequences of different lengths without padding, each as if it were alone; zeros in the rows of none,
+  /// whatever x and the result's gradient hold there. Throws Error{usage} where takes_ragged() is false.
+  Ragged operator()(const Ragged& x);
+  Ragged heads(const Ragged& x);
+  bool takes_ragged() const { return why_not_ragged().empty(); }
+  /// Empty where it does.
+  virtual std::string why_not_ragged() const { return "its core is made for whole images"; }
   /// The output projection c -> c, which a replacement takes over from the mixer before it; null when there
   /// is none.
   virtual Linear* proj() { return nullptr; }
@@ -56,9 +65,14 @@ class TokenMixer : public Module {
  protected:
   /// The tap. x [b, t, c] is normalised.
   virtual Tensor mix(const Tensor& x) = 0;
+  /// The tap of x [1, n, c], the rows of all sequences, when takes_ragged().
+  virtual Tensor mix(const Tensor& x, const Sequences& rows);
   Tensor forward(const Tensor& x) override;
 
  private:
+  Linear& projection();
+  Ragged run_ragged(const Ragged& x, bool with_projection);
+
   MixerShape shape_;
 };
 

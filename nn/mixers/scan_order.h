@@ -29,6 +29,7 @@ std::vector<int64_t> scan_order(const MixerShape& shape, const ScanOptions& opti
 class TokenOrder {
  public:
   TokenOrder(const MixerShape& shape, const ScanOptions& options);
+  bool is_default() const { return !order_; }
   /// x [b, t, c] in the order; x itself for the default. Throws Error{shape} for another number of tokens.
   Tensor arrange(const Tensor& x) { return select(x, order_); }
   /// The inverse.

@@ -28,6 +28,7 @@ SkeletonMixer::SkeletonMixer(const char* kind, const MixerShape& s, MixerCore co
       kind_(kind),
       pre_(parts.pre ? std::make_unique<Linear>(s.dim, s.dim, new_linear(s.dim)) : nullptr),
       core_(std::move(core)),
+      ragged_core_(dynamic_cast<RaggedCore*>(core_.module.get())),
       head_proj_(s.heads, core_.width, s.head_dim(), parts.head_bias),
       proj_(s.dim, s.dim),
       order_(s, scan) {
@@ -44,14 +45,20 @@ Shape SkeletonMixer::plan(const Shape& x, Plan& plan) const {
   return plan.run(proj_, x);
 }
 
-Tensor SkeletonMixer::mix(const Tensor& x) {
+std::string SkeletonMixer::why_not_ragged() const {
+  if (ragged_core_ == nullptr) return TokenMixer::why_not_ragged();
+  if (!order_.is_default()) return "an order other than the model's is one of whole images";
+  return ragged_core_->why_not_ragged();
+}
+
+Tensor SkeletonMixer::mix(const Tensor& x, const Sequences& rows) {
   const int64_t b = x.size(0), t = x.size(1);
   const MixerShape& s = mixer_shape();
   Tensor u = order_.arrange(pre_ ? (*pre_)(x) : x);
   u = reshape(u, {b, t, s.heads, s.head_dim()});
   Tensor heads = core_.projected && !grad_enabled()
-                     ? core_.projected(u, head_proj_.weight(), head_proj_.bias())
-                     : head_proj_((*core_.module)(u));
+                     ? core_.projected(u, head_proj_.weight(), head_proj_.bias(), rows)
+                     : head_proj_(ragged_core_ ? (*ragged_core_)(u, rows) : (*core_.module)(u));
   return order_.restore(reshape(heads, {b, t, s.dim}));
 }
 

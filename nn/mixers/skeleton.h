@@ -9,6 +9,7 @@
 
 #include "nn/init.h"
 #include "nn/mixers/options.h"
+#include "nn/mixers/ragged_core.h"
 
 namespace occam {
 
@@ -36,11 +37,11 @@ LinearOptions new_linear(int64_t fan_in);
 /// What a mixer puts into the skeleton.
 struct MixerCore {
   std::string name;                // its parameters are blocks.<i>.attn.<name>.*
-  std::unique_ptr<Module> module;  // [b, t, h, w] -> [b, t, h, width]
+  std::unique_ptr<Module> module;  // [b, t, h, w] -> [b, t, h, width]; a RaggedCore where its ops allow it
   int64_t width = 0;
   /// Where one op does core and head_proj when no gradients are recorded: (u, head_proj's weight, its bias or
-  /// undefined) -> heads.
-  std::function<Tensor(const Tensor&, const Tensor&, const Tensor&)> projected = {};
+  /// undefined, rows) -> heads.
+  std::function<Tensor(const Tensor&, const Tensor&, const Tensor&, const Sequences&)> projected = {};
 };
 
 /// Parts that a mixer may leave out.
@@ -57,15 +58,18 @@ class SkeletonMixer : public TokenMixer {
   const char* kind() const override { return kind_; }
   Linear* proj() override { return &proj_; }
   Shape plan(const Shape& x, Plan& plan) const override;
+  std::string why_not_ragged() const override;
 
  protected:
-  Tensor mix(const Tensor& x) override;
+  Tensor mix(const Tensor& x) override { return mix(x, {}); }
+  Tensor mix(const Tensor& x, const Sequences& rows) override;
   Module& core() { return *core_.module; }
 
  private:
   const char* kind_;
   std::unique_ptr<Linear> pre_;
   MixerCore core_;
+  RaggedCore* ragged_core_;  // core_.module if it is one
   GroupedLinear head_proj_;
   Linear proj_;
   TokenOrder order_;

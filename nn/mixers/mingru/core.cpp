@@ -3,6 +3,7 @@
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/linear/op.h"
+#include "ops/ragged.h"
 #include "ops/view/op.h"
 
 namespace occam {
@@ -10,7 +11,7 @@ namespace occam {
 namespace {
 
 /// `rnn` with gates of every head's own channels.
-class HeadGates : public Module {
+class HeadGates : public RaggedCore {
  public:
   HeadGates(const MixerShape& s, int64_t hidden, GatedCell cell)
       : cell_(cell),
@@ -23,13 +24,16 @@ class HeadGates : public Module {
     plan.add_macs(x[0] * x[1] * weight_.numel());
     return x.with(-1, 2 * hidden_);
   }
-  Tensor projected(const Tensor& x, const Tensor& project, const Tensor& project_bias) {
-    return head_gated_scan_project(x, weight_.value(), bias_.value(), project, project_bias, cell_);
+  Tensor projected(const Tensor& x, const Tensor& project, const Tensor& project_bias,
+                   const Sequences& rows) {
+    return as_image(head_gated_scan_project(as_rows(x, rows), weight_.value(), bias_.value(), project,
+                                            project_bias, cell_, rows),
+                    rows);
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
-    return head_gated_scan(x, weight_.value(), bias_.value(), cell_);
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
+    return as_image(head_gated_scan(as_rows(x, rows), weight_.value(), bias_.value(), cell_, rows), rows);
   }
 
  private:
@@ -39,7 +43,7 @@ class HeadGates : public Module {
 };
 
 /// `rnn` with gates of all channels: rows of the weights by (head, direction, gate, state).
-class DenseGates : public Module {
+class DenseGates : public RaggedCore {
  public:
   DenseGates(const MixerShape& s, int64_t hidden, GatedCell cell)
       : cell_(cell),
@@ -54,10 +58,11 @@ class DenseGates : public Module {
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1);
     Tensor gates = linear(reshape(x, {b, t, x.size(2) * x.size(3)}), weight_.value(), bias_.value());
-    return gated_scan(reshape(gates, {b, t, heads_, 2, gates_of(cell_) * hidden_}), cell_);
+    gates = reshape(gates, {b, t, heads_, 2, gates_of(cell_) * hidden_});
+    return as_image(gated_scan(as_rows(gates, rows), cell_, rows), rows);
   }
 
  private:
@@ -76,8 +81,9 @@ std::unique_ptr<TokenMixer> make_min_rnn(const char* kind, GatedCell cell, const
     core.module = std::make_unique<DenseGates>(s, k, cell);
   } else {
     auto gates = std::make_unique<HeadGates>(s, k, cell);
-    core.projected = [rnn = gates.get()](const Tensor& u, const Tensor& weight, const Tensor& bias) {
-      return rnn->projected(u, weight, bias);
+    core.projected = [rnn = gates.get()](const Tensor& u, const Tensor& weight, const Tensor& bias,
+                                         const Sequences& rows) {
+      return rnn->projected(u, weight, bias, rows);
     };
     core.module = std::move(gates);
   }

@@ -6,6 +6,7 @@
 #include "nn/mixers/skeleton.h"
 #include "nn/plan.h"
 #include "ops/activation/op.h"
+#include "ops/ragged.h"
 #include "ops/view/op.h"
 
 namespace occam {
@@ -15,7 +16,7 @@ namespace {
 double frequency(int64_t n) { return std::numbers::pi * double(n); }
 
 /// `ssm`: the convolutions of both directions, then GELU.
-class DiagonalStates : public Module {
+class DiagonalStates : public RaggedCore {
  public:
   DiagonalStates(const MixerShape& s, int64_t n)
       : shape_(s),
@@ -32,10 +33,11 @@ class DiagonalStates : public Module {
 
  protected:
   /// x [b,t,h,w] -> [b,t,h,2w].
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     Tensor u = reshape(x, {x.size(0), x.size(1), shape_.dim});
-    return gelu(
-        s4d(u, log_dt_.value(), a_log_.value(), a_im_.value(), out_.value(), skip_.value(), shape_.heads));
+    return gelu(as_image(s4d(as_rows(u, rows), log_dt_.value(), a_log_.value(), a_im_.value(), out_.value(),
+                             skip_.value(), shape_.heads, rows),
+                         rows));
   }
 
  private:
