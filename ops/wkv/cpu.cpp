@@ -80,35 +80,45 @@ OCCAM_VECTORIZED void pull(const Pulls<T>& a, const T* k, const T* v, T* gk, T* 
   }
 }
 
-/// Calls fn(image, first channel, channels) for every task.
+/// Calls fn(sequence, first channel, channels) for every task.
 template <class Fn>
 void for_each_tile(const WkvShape& s, const Fn& fn) {
   const int64_t tiles = (s.c + kTile - 1) / kTile;
 #pragma omp parallel for collapse(2)
-  for (int64_t image = 0; image < s.b; ++image)
-    for (int64_t tile = 0; tile < tiles; ++tile) fn(image, tile * kTile, std::min(kTile, s.c - tile * kTile));
+  for (int64_t i = 0; i < s.b; ++i)
+    for (int64_t tile = 0; tile < tiles; ++tile) fn(i, tile * kTile, std::min(kTile, s.c - tile * kTile));
 }
+
+/// One step of a decay over the whole sequence.
+template <class T>
+struct PerToken {
+  Lanes<T> w;
+  PerToken(const T* whole, int64_t count, int64_t length) {
+    for (int64_t n = 0; n < count; ++n) w[n] = whole[n] / T(length);
+  }
+};
 
 }  // namespace
 
 template <class T>
 void wkv_fwd_cpu(const WkvForward<T, T>& a) {
   const WkvShape& s = a.s;
-  for_each_tile(s, [&](int64_t image, int64_t start, int64_t count) {
-    const int64_t base = image * s.t * s.c + start;
-    std::vector<Averages<T>> after(static_cast<size_t>(s.t));  // of the tokens behind each one
-    for (int64_t i = s.t - 1; i > 0; --i) {
+  for_each_tile(s, [&](int64_t sequence, int64_t start, int64_t count) {
+    const int64_t base = s.begin(sequence) * s.c + start, length = s.length(sequence);
+    const PerToken<T> decay(a.w + start, count, length);
+    std::vector<Averages<T>> after(static_cast<size_t>(length));  // of the tokens behind each one
+    for (int64_t i = length - 1; i > 0; --i) {
       after[size_t(i - 1)] = after[size_t(i)];
-      join(after[size_t(i - 1)], a.k + base + i * s.c, a.v + base + i * s.c, a.w + start, count);
+      join(after[size_t(i - 1)], a.k + base + i * s.c, a.v + base + i * s.c, decay.w, count);
     }
     Averages<T> before;
-    for (int64_t i = 0; i < s.t; ++i) {
+    for (int64_t i = 0; i < length; ++i) {
       const int64_t at = base + i * s.c;
       Lanes<T> den, max;
       output(before, after[size_t(i)], a.k + at, a.v + at, a.u + start, a.y + at, den, max, count);
       if (a.log_sum != nullptr)
         for (int64_t n = 0; n < count; ++n) a.log_sum[at + n] = max[n] + std::log(den[n]);
-      join(before, a.k + at, a.v + at, a.w + start, count);
+      join(before, a.k + at, a.v + at, decay.w, count);
     }
   });
 }
@@ -117,12 +127,13 @@ template <class T>
 void wkv_bwd_cpu(const WkvBackward<T, T>& a) {
   const WkvShape& s = a.s;
   std::vector<double> gw(size_t(s.b * s.c)), gu(size_t(s.b * s.c));
-  for_each_tile(s, [&](int64_t image, int64_t start, int64_t count) {
-    const int64_t base = image * s.t * s.c + start;
-    double* sums_w = gw.data() + image * s.c + start;
-    double* sums_u = gu.data() + image * s.c + start;
+  for_each_tile(s, [&](int64_t sequence, int64_t start, int64_t count) {
+    const int64_t base = s.begin(sequence) * s.c + start, length = s.length(sequence);
+    const PerToken<T> decay(a.w + start, count, length);
+    double* sums_w = gw.data() + sequence * s.c + start;
+    double* sums_u = gu.data() + sequence * s.c + start;
     Pulls<T> before;
-    for (int64_t i = 0; i < s.t; ++i) {
+    for (int64_t i = 0; i < length; ++i) {
       const int64_t at = base + i * s.c;
       for (int64_t n = 0; n < count; ++n) {
         const T own = exp_of(a.u[start + n] + a.k[at + n] - a.log_sum[at + n]) * a.gy[at + n];
@@ -131,19 +142,19 @@ void wkv_bwd_cpu(const WkvBackward<T, T>& a) {
         sums_u[n] += double(a.gk[at + n]);
       }
       pull(before, a.k + at, a.v + at, a.gk + at, a.gv + at, sums_w, count);
-      join(before, a.gy + at, a.y + at, a.log_sum + at, a.w + start, count);
+      join(before, a.gy + at, a.y + at, a.log_sum + at, decay.w, count);
     }
     Pulls<T> after;
-    for (int64_t i = s.t - 1; i >= 0; --i) {
+    for (int64_t i = length - 1; i >= 0; --i) {
       const int64_t at = base + i * s.c;
       pull(after, a.k + at, a.v + at, a.gk + at, a.gv + at, sums_w, count);
-      join(after, a.gy + at, a.y + at, a.log_sum + at, a.w + start, count);
+      join(after, a.gy + at, a.y + at, a.log_sum + at, decay.w, count);
     }
+    for (int64_t n = 0; length > 0 && n < count; ++n) sums_w[n] /= double(length);
   });
   for (int64_t n = 0; n < s.c; ++n) {
     double sum_w = 0, sum_u = 0;
-    for (int64_t image = 0; image < s.b; ++image)
-      sum_w += gw[size_t(image * s.c + n)], sum_u += gu[size_t(image * s.c + n)];
+    for (int64_t i = 0; i < s.b; ++i) sum_w += gw[size_t(i * s.c + n)], sum_u += gu[size_t(i * s.c + n)];
     a.gw[n] = T(sum_w), a.gu[n] = T(sum_u);
   }
 }

@@ -1,4 +1,4 @@
-// A lane owns a channel, a warp 32 channels and a chunk of the tokens, a block all chunks of an image. The
+// A lane owns a channel, a warp 32 channels and a chunk of the tokens, a block all chunks of a sequence. The
 // two running sums of a token (of what stands before and behind it) follow from linear recurrences, so that
 // a warp first condenses its chunk, the block shares these, and each warp then starts from the sums at its
 // chunk's ends:
@@ -85,22 +85,31 @@ struct Pull {
   }
 };
 
-/// The part of a thread: its channel, and the tokens [first, last) of its warp.
+/// The part of a thread: its channel, and the tokens [first, last) of its warp in a sequence of `length`.
 struct Place {
-  int64_t channel, first, last, chunk;
+  int64_t channel, base, length, first, last, chunk;  // base: of the sequence's first token
   bool inside;
 
   __device__ explicit Place(const WkvShape& s) {
     channel = int64_t(blockIdx.y) * kLanes + threadIdx.x;
-    chunk = div_up<int64_t>(s.t, blockDim.y);
-    first = min(s.t, threadIdx.y * chunk), last = min(s.t, first + chunk);
+    base = s.begin(blockIdx.x) * s.c + channel, length = s.length(blockIdx.x);
+    chunk = div_up<int64_t>(length, blockDim.y);
+    first = min(length, threadIdx.y * chunk), last = min(length, first + chunk);
     inside = channel < s.c;
+  }
+  /// One step's part of what is of the whole sequence.
+  __device__ float per_token(float w) const { return w / float(max(length, int64_t(1))); }
+  /// Scratch of this sequence, as large as that of the longest one.
+  template <class Sum>
+  __device__ float* ends(float* scratch, const WkvShape& s) const {
+    const int64_t segments = div_up<int64_t>(div_up<int64_t>(s.t, blockDim.y), Sum::kSegment);
+    return scratch + int64_t(blockIdx.x) * blockDim.y * segments * Sum::kFloats * s.c;
   }
 };
 
 /// Steps 1 and 2: `before` and `behind` become the sums of the chunks on either side. load(segment, first)
 /// fetches the tokens of a segment from `first` on, all at once; join(state, segment, i) takes one of them;
-/// ends [segments][kFloats][c] of this image is written.
+/// ends [segments][kFloats][c] of this sequence is written.
 template <class Sum, class Segment, class Load, class Join>
 __device__ void gather_sides(const WkvShape& s, const Place& p, float w, float* ends, Load load, Join join,
                              Sum& before, Sum& behind) {
@@ -137,7 +146,7 @@ __device__ void gather_sides(const WkvShape& s, const Place& p, float w, float* 
     Sum chunk;
     chunk.get(&shared[n][1][0][threadIdx.x], kLanes);
     Sum all = chunk;
-    all.join_all(behind, w, float(max(min(p.chunk, s.t - n * p.chunk), int64_t(0))));
+    all.join_all(behind, w, float(max(min(p.chunk, p.length - n * p.chunk), int64_t(0))));
     behind = all;
   }
 }
@@ -162,13 +171,12 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1) wkv_fwd_chunks(WkvForwar
   };
   const WkvShape& s = a.s;
   const Place p(s);
-  const int64_t base = int64_t(blockIdx.x) * s.t * s.c + p.channel;
-  const float w = p.inside ? to_acc(a.w[p.channel]) * kLog2e : 0;
+  const float w = p.inside ? p.per_token(to_acc(a.w[p.channel])) * kLog2e : 0;
   const float u = p.inside ? to_acc(a.u[p.channel]) * kLog2e : 0;
   const int segments = int(div_up<int64_t>(p.chunk, Sum::kSegment));
-  float* ends = a.scratch + int64_t(blockIdx.x) * blockDim.y * segments * Sum::kFloats * s.c;
+  float* ends = p.ends<Sum>(a.scratch, s);
   auto load = [&](Segment& to, int64_t first) {
-    const T *k = a.k + base + first * s.c, *v = a.v + base + first * s.c;
+    const T *k = a.k + p.base + first * s.c, *v = a.v + p.base + first * s.c;
 #pragma unroll
     for (int i = 0; i < Sum::kSegment; ++i)
       if (first + i < p.last) to.k[i] = to_acc(k[i * s.c]) * kLog2e, to.v[i] = to_acc(v[i * s.c]);
@@ -195,7 +203,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1) wkv_fwd_chunks(WkvForwar
         all.join_all(after[i], 0, 0);
         const Factors f(all.max, u + x.k[i]);
         const float den = f.a * all.den + f.b;
-        const int64_t at = base + (first + i) * s.c;
+        const int64_t at = p.base + (first + i) * s.c;
         const float y = __fdividef(f.a * all.num + f.b * x.v[i], den);
         a.y[at] = from_acc<T>(y);
         if (a.log_sum != nullptr) a.log_sum[at] = f.max + log2f(den);
@@ -205,7 +213,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1) wkv_fwd_chunks(WkvForwar
   }
 }
 
-/// partial [b][2][c]: gradients of w and u of each image.
+/// partial [b][2][c]: gradients of w and u of each sequence.
 template <class T>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
     wkv_bwd_chunks(WkvBackward<T, float> a, float* partial) {
@@ -215,13 +223,12 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   };
   const WkvShape& s = a.s;
   const Place p(s);
-  const int64_t base = int64_t(blockIdx.x) * s.t * s.c + p.channel;
-  const float w = p.inside ? to_acc(a.w[p.channel]) * kLog2e : 0;
+  const float w = p.inside ? p.per_token(to_acc(a.w[p.channel])) * kLog2e : 0;
   const float u = p.inside ? to_acc(a.u[p.channel]) * kLog2e : 0;
   const int segments = int(div_up<int64_t>(p.chunk, Sum::kSegment));
-  float* ends = a.scratch + int64_t(blockIdx.x) * blockDim.y * segments * Sum::kFloats * s.c;
+  float* ends = p.ends<Sum>(a.scratch, s);
   auto load = [&](Segment& to, int64_t first) {
-    const int64_t at = base + first * s.c;
+    const int64_t at = p.base + first * s.c;
 #pragma unroll
     for (int i = 0; i < Sum::kSegment; ++i)
       if (first + i < p.last) {
@@ -243,8 +250,8 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
 #pragma unroll
     for (int i = 0; i < Sum::kSegment; ++i)
       if (first + i < p.last) {
-        key[i] = to_acc(a.k[base + (first + i) * s.c]) * kLog2e;
-        value[i] = to_acc(a.v[base + (first + i) * s.c]);
+        key[i] = to_acc(a.k[p.base + (first + i) * s.c]) * kLog2e;
+        value[i] = to_acc(a.v[p.base + (first + i) * s.c]);
       }
     Sum after[Sum::kSegment], end = segment_end(s, p, w, ends, behind, n);
 #pragma unroll
@@ -262,7 +269,7 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
         const float weight = exp2_of(all.max + k), own = e * x.g[i] * (v - x.y[i]);
         gu += own;
         gw -= weight * (v * all.moment_num + all.moment_den);
-        const int64_t at = base + (first + i) * s.c;
+        const int64_t at = p.base + (first + i) * s.c;
         a.gv[at] = from_acc<T>(weight * all.num + e * x.g[i]);
         a.gk[at] = from_acc<T>(weight * (v * all.num + all.den) + own);
         join(before, x, i);
@@ -273,18 +280,18 @@ __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
   __syncthreads();
   if (!p.inside || threadIdx.y != 0) return;
   for (int k = 1; k < int(blockDim.y); ++k) gw += sums[0][k][threadIdx.x], gu += sums[1][k][threadIdx.x];
-  partial[(int64_t(blockIdx.x) * 2) * s.c + p.channel] = gw;
+  partial[(int64_t(blockIdx.x) * 2) * s.c + p.channel] = p.per_token(gw);
   partial[(int64_t(blockIdx.x) * 2 + 1) * s.c + p.channel] = gu;
 }
 
-/// out [2][c] = sum over images of partial.
+/// out [2][c] = sum over sequences of partial.
 __global__ void __launch_bounds__(kLanes* kReduceWarps)
-    wkv_bwd_reduce(const float* partial, int64_t images, int64_t c, float* gw, float* gu) {
+    wkv_bwd_reduce(const float* partial, int64_t sequences, int64_t c, float* gw, float* gu) {
   const int64_t column = int64_t(blockIdx.x) * kLanes + threadIdx.x;  // of [2][c]
   __shared__ float parts[kReduceWarps][kLanes];
   float sum = 0;
   if (column < 2 * c)
-    for (int64_t n = threadIdx.y; n < images; n += kReduceWarps) sum += partial[n * 2 * c + column];
+    for (int64_t n = threadIdx.y; n < sequences; n += kReduceWarps) sum += partial[n * 2 * c + column];
   parts[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= 2 * c) return;
@@ -320,13 +327,13 @@ void wkv_bwd(const WkvBackward<T, float>& a, void* stream_handle) {
   const WkvShape& s = a.s;
   if (s.c == 0) return;
   float* partial = a.scratch + wkv_scratch(s, true) - s.b * s.c * 2;
-  const int64_t images = s.t > 0 ? s.b : 0;
-  if (images > 0) {
+  const int64_t sequences = s.t > 0 ? s.b : 0;
+  if (sequences > 0) {
     wkv_bwd_chunks<<<grid_of(s), dim3(kLanes, unsigned(warps_of(s))), 0, stream>>>(a, partial);
     check_launch("wkv_bwd_chunks", stream);
   }
   wkv_bwd_reduce<<<unsigned(div_up<int64_t>(2 * s.c, kLanes)), dim3(kLanes, kReduceWarps), 0, stream>>>(
-      partial, images, s.c, a.gw, a.gu);
+      partial, sequences, s.c, a.gw, a.gu);
   check_launch("wkv_bwd_reduce", stream);
 }
 

@@ -1,10 +1,10 @@
 #pragma once
-#include <cstdint>
+#include "core/rows.h"
 
 namespace occam::kernels {
 
-struct WkvShape {
-  int64_t b = 0, t = 0, c = 0;
+struct WkvShape : SequenceRows {
+  int64_t c = 0;
 };
 
 /// Kept for backward (null: not wanted): log_sum [b,t,c], the logarithm of y's denominator, natural on a CPU,

@@ -5,10 +5,10 @@
 
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/reduce/op.h"
 #include "ops/slice/op.h"
 #include "ops/softmax/op.h"
-#include "ops/spec.h"
 #include "ops/view/op.h"
 
 namespace {
@@ -24,7 +24,7 @@ Arrays naive(const Arrays& in) {
     for (int64_t c = 0; c < k.size(2); ++c)
       for (int64_t s = 0; s < t; ++s) {
         auto exponent = [&](int64_t i) {
-          return k(b, i, c) + (i == s ? u(c) : -w(c) * double(std::abs(s - i) - 1));
+          return k(b, i, c) + (i == s ? u(c) : -w(c) / double(t) * double(std::abs(s - i) - 1));
         };
         double max = exponent(0), num = 0, den = 0;
         for (int64_t i = 1; i < t; ++i) max = std::max(max, exponent(i));
@@ -37,14 +37,14 @@ Arrays naive(const Arrays& in) {
   return {y};
 }
 
-/// The whole matrix of weights, channel by channel: softmax over i of k_i - w(|s-i|-1).
+/// The whole matrix of weights, channel by channel: softmax over i of k_i - w(|s-i|-1)/t.
 std::vector<Tensor> by_matrix(const std::vector<Tensor>& in) {
   const Tensor &k = in[0], &v = in[1];
   const int64_t b = k.size(0), t = k.size(1), c = k.size(2);
   std::vector<double> far(size_t(t * t)), own(size_t(t * t));
   for (int64_t s = 0; s < t; ++s)
     for (int64_t i = 0; i < t; ++i) {
-      far[size_t(s * t + i)] = s == i ? 0 : double(1 - std::abs(s - i));
+      far[size_t(s * t + i)] = s == i ? 0 : double(1 - std::abs(s - i)) / double(t);
       own[size_t(s * t + i)] = s == i;
     }
   auto constant = [&](const std::vector<double>& values) {
@@ -60,20 +60,22 @@ std::vector<Tensor> by_matrix(const std::vector<Tensor>& in) {
 }  // namespace
 
 OP_SPEC(wkv) {
+  // `decay` is that of a token. A weight is e^x of an exponent x that is the sum of the decays on the way:
+  // rounded to eps times its size, which for weights that count is at most the spread of k, a few e-folds and
+  // what a negative decay makes grow.
+  auto bound = [](Sample& sample, int64_t rows, int64_t t, double spread, double decay) -> Sample& {
+    return sample.sum_length(double(std::max<int64_t>(rows, 1)))
+        .half_roundings(1.01)  // what is stored: states, and the y that backward reads, are f32
+        .conditioned(3 * spread + 4 + std::max(0.0, -decay) * double(t));
+  };
+  auto padded = [](const std::vector<Tensor>& in) {
+    return std::vector{occam::wkv(in[0], in[1], in[2], in[3])};
+  };
   auto add = [&](const char* name, int64_t b, int64_t t, int64_t c, double spread, double decay) -> Sample& {
-    // A weight is e^x of an exponent x that is the sum of the decays on the way: rounded to eps times its
-    // size, which for weights that count is at most the spread of k, a few e-folds and what a negative decay
-    // makes grow.
-    Sample& sample =
-        spec.sample(
-                name, {randn({b, t, c}, spread), randn({b, t, c}), uniform({c}, 0, decay), randn({c})},
-                [](const std::vector<Tensor>& in) {
-                  return std::vector{occam::wkv(in[0], in[1], in[2], in[3])};
-                },
-                naive)
-            .sum_length(double(std::max<int64_t>(b * t, 1)))
-            .half_roundings(1.01)  // what is stored: states, and the y that backward reads, are f32
-            .conditioned(3 * spread + 4 + std::max(0.0, -decay) * double(t));
+    Sample& sample = spec.sample(
+        name, {randn({b, t, c}, spread), randn({b, t, c}), uniform({c}, 0, decay * double(t)), randn({c})},
+        padded, naive);
+    bound(sample, b * t, t, spread, decay);
     return t > 0 ? sample.same_as(by_matrix) : sample;  // softmax refuses empty rows
   };
   add("2x5x3", 2, 5, 3, 1, 1).small();
@@ -90,6 +92,19 @@ OP_SPEC(wkv) {
   add("no-images", 0, 4, 3, 1, 1);
   add("no-tokens", 2, 0, 3, 1, 1);
   add("no-channels", 2, 4, 0, 1, 1);
+  std::vector<std::pair<std::string, Packed>> cases = packed_cases({0, 1});
+  cases.push_back({"ragged-long", {{40, 0, 197, 3, 25}, 270, 200, {0, 1}}});
+  for (const auto& [name, p] : cases) {
+    Sample& sample = spec.sample(
+        name, {p.rows(randn({p.n, 5})), p.rows(randn({p.n, 5})), uniform({5}, 0, 4), randn({5}), p.offsets()},
+        [p = p](const std::vector<Tensor>& in) {
+          return std::vector{occam::wkv(in[0], in[1], in[2], in[3], p.sequences(in[4]))};
+        },
+        p.naive(naive));
+    bound(sample, p.n, p.longest, 1, 1);
+    if (p.n <= 12) sample.small();
+    if (p.used() > 0) sample.same_as(p.alone(by_matrix));
+  }
   spec.bad(
       "decay",
       [] {

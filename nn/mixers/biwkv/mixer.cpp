@@ -2,6 +2,7 @@
 #include "nn/plan.h"
 #include "ops/activation/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/ragged.h"
 #include "ops/slice/op.h"
 #include "ops/view/op.h"
 #include "ops/wkv/op.h"
@@ -11,7 +12,7 @@ namespace occam {
 namespace {
 
 /// Key, value and receptance of each head from its own channels, then Bi-WKV: [b, t, h, w] -> the same.
-class HeadWkv : public Module {
+class HeadWkv : public RaggedCore {
  public:
   explicit HeadWkv(const MixerShape& s)
       : kvr_(s.heads, s.head_dim(), 3 * s.head_dim(), false),
@@ -27,12 +28,12 @@ class HeadWkv : public Module {
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), w = x.size(3);
     Tensor kvr = kvr_(x);
     auto part = [&](int64_t n) { return reshape(slice(kvr, 3, n * w, w), {b, t, decay_.numel()}); };
-    Tensor decay = mul_scalar(decay_.value(), 1.0 / double(std::max<int64_t>(t, 1)));
-    return reshape(sigmoid(part(2)) * wkv(part(0), part(1), decay, bonus_.value()), x.shape());
+    Tensor y = wkv(as_rows(part(0), rows), as_rows(part(1), rows), decay_.value(), bonus_.value(), rows);
+    return reshape(sigmoid(part(2)) * as_image(y, rows), x.shape());
   }
 
  private:
