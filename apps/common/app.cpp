@@ -198,12 +198,16 @@ void App::close() const {
 
 namespace app_detail {
 
-/// Idle threads of libgomp spin for milliseconds. Where there is no core to spare (small machines, where
-/// other threads decode images) that costs more than half of the throughput. libgomp reads its settings
-/// before main, so the program starts itself anew with a short spin; where that fails it runs on, slower.
-static void restart_with_short_spin(char** argv) {
-  if (std::getenv("OMP_WAIT_POLICY") || std::getenv("GOMP_SPINCOUNT")) return;
-  setenv("GOMP_SPINCOUNT", "1000", 1);
+/// Libraries read their settings before main, so the program starts itself anew where the environment leaves
+/// them unset; where that fails it runs on, slower. Idle threads of libgomp spin for milliseconds: where
+/// there is no core to spare (small machines, where other threads decode images) that costs more than half of
+/// the throughput. OpenBLAS does not know younger CPUs: better_blas_kernels().
+static void restart_with_settings(char** argv) {
+  const bool spins = !std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT");
+  const std::string kernels = std::getenv("OPENBLAS_CORETYPE") ? "" : better_blas_kernels(blas_kernels());
+  if (!spins && kernels.empty()) return;
+  if (spins) setenv("GOMP_SPINCOUNT", "1000", 1);
+  if (!kernels.empty()) setenv("OPENBLAS_CORETYPE", kernels.c_str(), 1);
   std::error_code unknown;
   execv(std::filesystem::read_symlink("/proc/self/exe", unknown).c_str(), argv);
 }
@@ -219,7 +223,7 @@ static void keep_large_blocks() {
 }
 
 int run_app(int argc, char** argv, const AppInfo& info, const Steps& steps) {
-  restart_with_short_spin(argv);
+  restart_with_settings(argv);
   keep_large_blocks();
   install_signals();
   int code = 1;

@@ -15,6 +15,7 @@
 
 // From OpenBLAS, which nn links; its header is not for this layer.
 extern "C" char* openblas_get_config(void);
+extern "C" char* openblas_get_corename(void);
 
 namespace occam {
 namespace {
@@ -70,6 +71,19 @@ Json describe_environment(const std::string& app, const std::vector<std::string>
             {"openblas", openblas_get_config()},
             {"openmp", _OPENMP},
             {"zlib", zlibVersion()}}}};
+}
+
+std::string blas_kernels() { return openblas_get_corename(); }
+
+std::string better_blas_kernels(std::string_view chosen) {
+#if defined(__x86_64__)
+  if (chosen != "Prescott") return "";  // what OpenBLAS falls back to
+  if (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl"))
+    return "SkylakeX";
+  if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) return "Haswell";
+#endif
+  return "";
 }
 
 }  // namespace occam

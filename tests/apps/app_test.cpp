@@ -7,6 +7,7 @@
 
 #include <nlohmann/json.hpp>
 
+#include "apps/common/environment.h"
 #include "apps/common/progress.h"
 #include "apps/common/yaml.h"
 #include "tests/apps/example_config.h"
@@ -38,7 +39,9 @@ Result run(std::vector<std::string> arguments, const Body& body) {
   arguments.insert(arguments.begin(), "train");
   std::vector<char*> argv;
   for (std::string& argument : arguments) argv.push_back(argument.data());
-  setenv("GOMP_SPINCOUNT", "1000", 0);  // unset, run_app would start this process anew
+  // Unset, run_app might start this process anew.
+  setenv("GOMP_SPINCOUNT", "1000", 0);
+  setenv("OPENBLAS_CORETYPE", blas_kernels().c_str(), 0);
   testing::internal::CaptureStdout();
   testing::internal::CaptureStderr();
   int code = run_app<AppConfig>(int(argv.size()), argv.data(), info, body);
@@ -54,6 +57,18 @@ class AppTest : public ::testing::Test {
 };
 
 void nothing(App&, AppConfig&) {}
+
+TEST(BlasKernels, AreReplacedOnlyWhereOpenBlasDoesNotKnowTheCpu) {
+  for (const char* known : {"Haswell", "SkylakeX", "Zen", "Cooperlake", "ARMV8"})
+    EXPECT_EQ(better_blas_kernels(known), "") << known;
+#if defined(__x86_64__)
+  const char* expected = __builtin_cpu_supports("avx512vl") ? "SkylakeX"
+                         : __builtin_cpu_supports("avx2")   ? "Haswell"
+                                                            : "";
+  EXPECT_EQ(better_blas_kernels("Prescott"), expected);
+#endif
+  EXPECT_FALSE(blas_kernels().empty());
+}
 
 TEST_F(AppTest, ARunLeavesItsFolder) {
   Result r = run({"stage.steps=3", out_dir_, "--device", "cpu"}, [](App& app, AppConfig& config) {
