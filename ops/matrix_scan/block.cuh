@@ -62,7 +62,7 @@ template <class T>
 struct ScanBlock {
   MatrixScanShape s;
   int w, size;  // columns of v; most tokens of a chunk
-  int64_t image, direction, head, first = 0;
+  int64_t image, direction, head, length, first = 0;
   int count = 0;
   float *q, *k, *v, *state, *scores, *lower, *in, *out, *scale, *log_decay;
 
@@ -75,25 +75,27 @@ struct ScanBlock {
   __device__ ScanBlock(const MatrixScanShape& shape, int columns, int chunk, float* shared)
       : s(shape), w(columns), size(chunk) {
     image = blockIdx.x / s.h / 2, direction = blockIdx.x / s.h % 2, head = blockIdx.x % s.h;
+    length = s.length(image);
     q = shared, k = q + size * row(), v = k + size * row(), state = v + size * wide();
     scores = state + s.n * wide(), lower = scores + size * square(), in = lower + size * square();
     out = in + size, scale = out + size, log_decay = scale + size;
   }
-  __device__ int64_t token(int i) const { return direction == 0 ? first + i : s.t - 1 - first - i; }
-  __device__ int64_t gate(int i) const { return ((image * s.t + token(i)) * 2 + direction) * s.h + head; }
+  /// Of token i of the chunk in its sequence.
+  __device__ int64_t place(int i) const { return direction == 0 ? first + i : length - 1 - first - i; }
+  __device__ int64_t gate(int i) const { return ((s.begin(image) + place(i)) * 2 + direction) * s.h + head; }
 
   __device__ void clear(float* x, int64_t floats_of) const {
     for (int64_t i = threadIdx.x; i < floats_of; i += kScanThreads) x[i] = 0;
   }
   __device__ void rows(const ScanView<T>& x, int64_t which, int columns, float* to, int ld) const {
-    const T* from = x.data + image * x.b + direction * x.r + which * x.h;
+    const T* from = x.of(s, image) + direction * x.r + which * x.h;
     for (int i = int(threadIdx.x); i < count * columns; i += kScanThreads)
-      to[i / columns * ld + i % columns] = to_acc(from[token(i / columns) * x.t + i % columns]);
+      to[i / columns * ld + i % columns] = to_acc(from[place(i / columns) * x.t + i % columns]);
   }
   /// Loads a chunk; scores = q k^T, lower = decays. Ends synchronised, and waits before it overwrites.
   template <class Args>
   __device__ void load(const Args& a, int64_t start) {
-    first = start, count = int(s.t - start < size ? s.t - start : size);
+    first = start, count = int(length - start < size ? length - start : size);
     __syncthreads();
     const int64_t group = head / (s.h / s.g);
     rows(a.q, group, int(s.n), q, row());

@@ -66,7 +66,7 @@ OCCAM_VECTORIZED T dot(const T* a, const T* b, int64_t count) {
 template <class T>
 struct Chunk {
   MatrixScanShape s;
-  int64_t w = 0, image = 0, direction = 0, head = 0, first = 0, count = 0;
+  int64_t w = 0, image = 0, direction = 0, head = 0, begin = 0, length = 0, first = 0, count = 0;
   std::vector<T> q, k, v, lower, in, out, scale, log_decay, scores, weights, scaled;
 
   Chunk(const MatrixScanShape& shape, int64_t columns)
@@ -85,27 +85,28 @@ struct Chunk {
         scaled(q) {}
 
   int64_t group() const { return head / (s.h / s.g); }
-  int64_t token(int64_t i) const { return direction == 0 ? first + i : s.t - 1 - first - i; }
+  void start(int64_t of_image) { image = of_image, begin = s.begin(image), length = s.length(image); }
+  int64_t token(int64_t i) const { return direction == 0 ? first + i : length - 1 - first - i; }
+  int64_t row(int64_t i) const { return begin + token(i); }
   /// Of a [b,t,2,h] tensor.
-  int64_t gate(int64_t i) const { return ((image * s.t + token(i)) * 2 + direction) * s.h + head; }
+  int64_t gate(int64_t i) const { return (row(i) * 2 + direction) * s.h + head; }
   /// Of a [b,t,e,h] tensor.
-  int64_t outcome(int64_t i) const { return s.merge ? (image * s.t + token(i)) * s.h + head : gate(i); }
+  int64_t outcome(int64_t i) const { return s.merge ? row(i) * s.h + head : gate(i); }
   /// Of a [b,t,h,e,p] tensor.
   int64_t result(int64_t i) const {
-    return s.merge ? ((image * s.t + token(i)) * s.h + head) * s.p
-                   : (((image * s.t + token(i)) * s.h + head) * 2 + direction) * s.p;
+    return s.merge ? (row(i) * s.h + head) * s.p : ((row(i) * s.h + head) * 2 + direction) * s.p;
   }
 
   template <class Args>
-  void load(const Args& a, int64_t start) {
-    first = start, count = std::min(kChunk, s.t - start);
-    auto row = [&](const ScanView<T>& x, int64_t i, int64_t which) {
-      return x.data + image * x.b + token(i) * x.t + direction * x.r + which * x.h;
+  void load(const Args& a, int64_t from_token) {
+    first = from_token, count = std::min(kChunk, length - from_token);
+    auto values = [&](const ScanView<T>& x, int64_t i, int64_t which) {
+      return x.of(s, image) + token(i) * x.t + direction * x.r + which * x.h;
     };
     for (int64_t i = 0; i < count; ++i) {
-      std::copy_n(row(a.q, i, group()), s.n, q.data() + i * s.n);
-      std::copy_n(row(a.k, i, group()), s.n, k.data() + i * s.n);
-      std::copy_n(row(a.v, i, head), s.p, v.data() + i * w);
+      std::copy_n(values(a.q, i, group()), s.n, q.data() + i * s.n);
+      std::copy_n(values(a.k, i, group()), s.n, k.data() + i * s.n);
+      std::copy_n(values(a.v, i, head), s.p, v.data() + i * w);
       if (w > s.p) v[size_t(i * w + s.p)] = 1;
       log_decay[size_t(i)] = a.log_decay[gate(i)];
       scale[size_t(i)] = a.scale != nullptr ? a.scale[gate(i)] : T(1);
@@ -138,13 +139,13 @@ void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < tasks; ++task) {
     Chunk<T> c(s, w);
-    c.image = task / s.outputs() / s.h, c.head = task / s.outputs() % s.h;
-    std::vector<T> total(size_t(s.t * w), T(0)), num(size_t(kChunk * w)), state(size_t(s.n * w));
+    c.start(task / s.outputs() / s.h), c.head = task / s.outputs() % s.h;
+    std::vector<T> total(size_t(c.length * w), T(0)), num(size_t(kChunk * w)), state(size_t(s.n * w));
     for (int64_t r = 0; r < 2; ++r) {
       if (!s.merge && r != task % 2) continue;
       c.direction = r;
       std::fill(state.begin(), state.end(), T(0));
-      for (int64_t first = 0; first < s.t; first += kChunk) {
+      for (int64_t first = 0; first < c.length; first += kChunk) {
         c.load(a, first);
         product(false, false, c.count, w, c.count, c.weights, c.v, 0, num);
         if (first > 0) {
@@ -159,11 +160,11 @@ void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
           if (a.skip != nullptr)
             for (int64_t j = 0; j < s.p; ++j) sum[j] += a.skip[r * s.h + c.head] * c.v[size_t(i * w + j)];
         }
-        if (first + kChunk < s.t) c.advance(state);
+        if (first + kChunk < c.length) c.advance(state);
       }
     }
     c.first = 0;
-    for (int64_t i = 0; i < s.t; ++i) {
+    for (int64_t i = 0; i < c.length; ++i) {
       const T* row = total.data() + c.token(i) * w;
       T divisor = 1;
       if (a.floor != nullptr) {
@@ -178,14 +179,15 @@ void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
 template <class T>
 void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
   const MatrixScanShape s = a.s;
-  const int64_t w = s.p + (a.floor != nullptr ? 1 : 0), chunks = (s.t + kChunk - 1) / kChunk;
-  std::fill_n(a.gq, s.b * s.t * 2 * s.g * s.n, T(0));
-  std::fill_n(a.gk, s.b * s.t * 2 * s.g * s.n, T(0));
-  // Heads of a group add to the same gq and gk, so one task has them all.
+  const int64_t w = s.p + (a.floor != nullptr ? 1 : 0);
+  for (T* g : {a.gq, a.gk})
+    if (g != nullptr) std::fill_n(g, s.rows() * 2 * s.g * s.n, T(0));
+      // Heads of a group add to the same gq and gk, so one task has them all.
 #pragma omp parallel for schedule(static)
   for (int64_t task = 0; task < s.b * 2 * s.g; ++task) {
     Chunk<T> c(s, w);
-    c.image = task / s.g / 2, c.direction = task / s.g % 2;
+    c.start(task / s.g / 2), c.direction = task / s.g % 2;
+    const int64_t chunks = (c.length + kChunk - 1) / kChunk;
     const size_t state_size = size_t(s.n * w);
     std::vector<T> states(size_t(chunks) * state_size), state(state_size), gstate(state_size),
         gnum(size_t(kChunk * w)), gscores(size_t(kChunk * kChunk)), grows(size_t(kChunk * w)), gq(c.q),
@@ -216,7 +218,8 @@ void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
           T divisor = std::max(size, floor), g_divisor = -dot(gy, y, s.p) / divisor;
           for (int64_t j = 0; j < s.p; ++j) g[j] = gy[j] / divisor;
           g[s.p] = size > floor ? (den > 0 ? g_divisor : -g_divisor) : T(0);
-          if (!s.merge || c.direction == 0) a.gfloor[c.outcome(i)] = size > floor ? T(0) : g_divisor;
+          if (a.gfloor != nullptr && (!s.merge || c.direction == 0))
+            a.gfloor[c.outcome(i)] = size > floor ? T(0) : g_divisor;
         }
         product(false, true, n, n, w, gnum, c.v, 0, gscores);  // of the weights
         // gv = weights^T gnum + u out k gstate
@@ -225,7 +228,7 @@ void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
           for (int64_t j = 0; j < s.n; ++j)
             other[size_t(i * s.n + j)] = c.k[size_t(i * s.n + j)] * c.out[size_t(i)] * c.scale[size_t(i)];
         product(false, false, n, w, s.n, other, gstate, 1, grows);
-        for (int64_t i = 0; i < n; ++i) {
+        for (int64_t i = 0; i < n && a.gv != nullptr; ++i) {
           T* gv = a.gv + c.gate(i) * s.p;
           std::copy_n(grows.data() + i * w, s.p, gv);
           if (a.skip != nullptr)
@@ -262,11 +265,13 @@ void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
         for (int64_t i = 0; i < n; ++i) glog[size_t(i)] += before + through, before += g_out[size_t(i)];
         for (int64_t i = n - 1; i >= 0; --i) after += g_in[size_t(i)], glog[size_t(i)] += after;
         for (int64_t i = 0; i < n; ++i) {
-          a.glog_decay[c.gate(i)] = glog[size_t(i)];
+          if (a.glog_decay != nullptr) a.glog_decay[c.gate(i)] = glog[size_t(i)];
           if (a.gscale != nullptr) a.gscale[c.gate(i)] = gscale[size_t(i)];
-          int64_t row = (((c.image * s.t + c.token(i)) * 2 + c.direction) * s.g + c.group()) * s.n;
-          for (int64_t j = 0; j < s.n; ++j)
-            a.gq[row + j] += gq[size_t(i * s.n + j)], a.gk[row + j] += gk[size_t(i * s.n + j)];
+          const int64_t to = ((c.row(i) * 2 + c.direction) * s.g + c.group()) * s.n;
+          if (a.gq != nullptr)
+            for (int64_t j = 0; j < s.n; ++j) a.gq[to + j] += gq[size_t(i * s.n + j)];
+          if (a.gk != nullptr)
+            for (int64_t j = 0; j < s.n; ++j) a.gk[to + j] += gk[size_t(i * s.n + j)];
         }
         if (chunk > 0) {  // gstate = total gstate + sum of in q gnum^T
           for (T& x : gstate) x *= c.total();

@@ -16,7 +16,7 @@ __global__ void __launch_bounds__(kScanThreads)
   const int n = int(a.s.n);
   c.clear(c.state, n * c.wide());
   float* out = num + blockIdx.x * a.s.t * w;
-  for (int64_t first = 0; first < a.s.t; first += chunk) {
+  for (int64_t first = 0; first < c.length; first += chunk) {
     c.load(a, first);
     for (int i = int(threadIdx.x); i < c.count * c.count; i += kScanThreads)
       c.scores[i / c.count * c.square() + i % c.count] = c.weight(i / c.count, i % c.count);
@@ -24,11 +24,11 @@ __global__ void __launch_bounds__(kScanThreads)
       c.q[i / n * c.row() + i % n] *= c.in[i / n];
     __syncthreads();
     // Rows in the order of the scan: backwards in memory for direction 1.
-    float* rows = out + c.token(0) * w;
+    float* rows = out + c.place(0) * w;
     const int ld = c.direction == 0 ? w : -w;
     block_product<false, false>(c.count, w, c.count, c.scores, c.square(), c.v, c.wide(), rows, ld, 0);
     block_product<false, false>(c.count, w, n, c.q, c.row(), c.state, c.wide(), rows, ld, 1);
-    if (first + chunk < a.s.t) c.advance();
+    if (first + chunk < c.length) c.advance();
   }
 }
 
@@ -40,11 +40,13 @@ __global__ void matrix_scan_fwd_finish(MatrixScanForward<T, float> a, const floa
   for (int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; row < rows; row += warps) {
     const int64_t out = row % e, head = row / e % s.h, token = row / e / s.h % s.t,
                   image = row / e / s.h / s.t;
+    if (token >= s.length(image)) continue;
     const float* from = num + (((image * 2 + out) * s.h + head) * s.t + token) * w;
+    const int64_t place = s.begin(image) + token, to = ((place * s.h + head) * e + out) * s.p;
     const int64_t other = s.merge ? s.h * s.t * w : 0;
     float divisor = 1;
     if (a.floor != nullptr) {
-      const int64_t at = ((image * s.t + token) * e + out) * s.h + head;
+      const int64_t at = (place * e + out) * s.h + head;
       float den = from[s.p];
       if (s.merge) den += from[s.p + other];
       if (threadIdx.x % 32 == 0) a.den[at] = den;
@@ -56,9 +58,9 @@ __global__ void matrix_scan_fwd_finish(MatrixScanForward<T, float> a, const floa
       y /= divisor;
       if (a.skip != nullptr)
         for (int64_t r = out; r < (s.merge ? 2 : out + 1); ++r)
-          y += a.skip[r * s.h + head] *
-               to_acc(a.v.data[image * a.v.b + token * a.v.t + r * a.v.r + head * a.v.h + j]);
-      a.y[row * s.p + j] = from_acc<T>(y);
+          y +=
+              a.skip[r * s.h + head] * to_acc(a.v.of(s, image)[token * a.v.t + r * a.v.r + head * a.v.h + j]);
+      a.y[to + j] = from_acc<T>(y);
     }
   }
 }
@@ -71,20 +73,25 @@ __global__ void matrix_scan_bwd_start(MatrixScanBackward<T, float> a, float* gnu
   for (int64_t row = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; row < rows; row += warps) {
     const int64_t out = row % e, head = row / e % s.h, token = row / e / s.h % s.t,
                   image = row / e / s.h / s.t;
+    if (token >= s.length(image)) continue;
     float* to = gnum + (((image * e + out) * s.h + head) * s.t + token) * w;
+    const int64_t place = s.begin(image) + token, y = ((place * s.h + head) * e + out) * s.p;
     float factor = 1;
     if (a.floor != nullptr) {
       float product = 0;
       for (int64_t j = threadIdx.x % 32; j < s.p; j += 32)
-        product += to_acc(a.gy[row * s.p + j]) * to_acc(a.y[row * s.p + j]);
+        product += to_acc(a.gy[y + j]) * to_acc(a.y[y + j]);
       for (int mask = 16; mask > 0; mask /= 2) product += __shfl_xor_sync(0xffffffffu, product, mask);
-      const int64_t at = ((image * s.t + token) * e + out) * s.h + head;
+      const int64_t at = (place * e + out) * s.h + head;
       const float den = a.den[at], floor = a.floor[at], g = -product / max_(fabsf(den), floor);
       factor = 1 / max_(fabsf(den), floor);
       const bool by_floor = !(fabsf(den) > floor);
-      if (threadIdx.x % 32 == 0) to[s.p] = by_floor ? 0 : den > 0 ? g : -g, a.gfloor[at] = by_floor ? g : 0;
+      if (threadIdx.x % 32 == 0) {
+        to[s.p] = by_floor ? 0 : den > 0 ? g : -g;
+        if (a.gfloor != nullptr) a.gfloor[at] = by_floor ? g : 0;
+      }
     }
-    for (int64_t j = threadIdx.x % 32; j < s.p; j += 32) to[j] = to_acc(a.gy[row * s.p + j]) * factor;
+    for (int64_t j = threadIdx.x % 32; j < s.p; j += 32) to[j] = to_acc(a.gy[y + j]) * factor;
   }
 }
 
@@ -100,11 +107,11 @@ __global__ void __launch_bounds__(kScanThreads)
   ScanBlock<T> c(a.s, w, chunk, shared);
   const MatrixScanShape s = a.s;
   const int n = int(s.n), p = int(s.p), wide = c.wide(), row = c.row(), square = c.square();
-  const int chunks = int(div_up<int64_t>(s.t, chunk)), state_floats = n * wide;
+  const int chunks = int(div_up<int64_t>(c.length, chunk)), state_floats = n * wide;
   float* gnum = shared + ScanBlock<T>::floats(s, w, chunk);
   float *gstate = gnum + chunk * wide, *gscores = gstate + state_floats, *rows = gscores + chunk * square;
   float *g_in = rows + chunk * row, *g_out = g_in + chunk, *gscale = g_out + chunk, *warps = gscale + chunk;
-  float* states = scratch.states + int64_t(blockIdx.x) * chunks * state_floats;
+  float* states = scratch.states + int64_t(blockIdx.x) * div_up<int64_t>(s.t, chunk) * state_floats;
   c.clear(c.state, state_floats);
   c.clear(gstate, state_floats);
   __syncthreads();
@@ -122,7 +129,7 @@ __global__ void __launch_bounds__(kScanThreads)
     const int64_t e = s.outputs(), out = s.merge ? 0 : c.direction;
     const float* from = scratch.gnum + ((c.image * e + out) * s.h + c.head) * s.t * w;
     for (int j = int(threadIdx.x); j < count * w; j += kScanThreads)
-      gnum[j / w * wide + j % w] = from[c.token(j / w) * w + j % w];
+      gnum[j / w * wide + j % w] = from[c.place(j / w) * w + j % w];
     __syncthreads();
     block_product<false, true>(count, count, w, gnum, wide, c.v, wide, gscores, square, 0);
     // gk in its part from the next state, u out v gstate^T, and what decays and scales get of it.
@@ -155,7 +162,7 @@ __global__ void __launch_bounds__(kScanThreads)
     __syncthreads();
     const int64_t line = (c.image * s.t * 2 + c.direction) * s.h + c.head, next = 2 * s.h;
     for (int j = int(threadIdx.x); j < count * n; j += kScanThreads)
-      scratch.gk[(line + c.token(j / n) * next) * n + j % n] = rows[j / n * row + j % n];
+      scratch.gk[(line + c.place(j / n) * next) * n + j % n] = rows[j / n * row + j % n];
     __syncthreads();
     // gq in its part from the state before, in gnum state^T.
     block_product<false, true>(count, n, w, gnum, wide, c.state, wide, rows, row, 0);
@@ -171,7 +178,7 @@ __global__ void __launch_bounds__(kScanThreads)
     block_product<false, false>(count, n, count, gscores, square, c.k, row, rows, row, 1);
     __syncthreads();
     for (int j = int(threadIdx.x); j < count * n; j += kScanThreads)
-      scratch.gq[(line + c.token(j / n) * next) * n + j % n] = rows[j / n * row + j % n];
+      scratch.gq[(line + c.place(j / n) * next) * n + j % n] = rows[j / n * row + j % n];
     // A token's decay meets every pair that it lies between, what enters before it and what leaves behind it.
     for (int m = int(threadIdx.x); m < count; m += kScanThreads) {
       float sum = through;
@@ -180,7 +187,7 @@ __global__ void __launch_bounds__(kScanThreads)
         sum += g_in[l];
         for (int j = 0; j < m; ++j) sum += gscores[l * square + j] * c.scores[l * square + j];
       }
-      a.glog_decay[c.gate(m)] = sum;
+      if (a.glog_decay != nullptr) a.glog_decay[c.gate(m)] = sum;
       if (a.gscale != nullptr) a.gscale[c.gate(m)] = gscale[m];
     }
     __syncthreads();
@@ -201,7 +208,7 @@ __global__ void __launch_bounds__(kScanThreads)
     for (int j = int(threadIdx.x); j < count * p; j += kScanThreads) {
       float g = c.v[j / p * wide + j % p];
       if (a.skip != nullptr) g += a.skip[c.direction * s.h + c.head] * gnum[j / p * wide + j % p];
-      a.gv[c.gate(j / p) * p + j % p] = from_acc<T>(g);
+      if (a.gv != nullptr) a.gv[c.gate(j / p) * p + j % p] = from_acc<T>(g);
     }
     __syncthreads();
     block_product<true, false>(n, w, count, c.q, row, gnum, wide, gstate, wide, c.total());
@@ -210,16 +217,17 @@ __global__ void __launch_bounds__(kScanThreads)
   if (a.gskip != nullptr && threadIdx.x == 0) a.gskip[blockIdx.x] = gskip;
 }
 
-/// gq and gk of a group are the sums over its heads.
+/// gq (or gk) of a group is the sum over its heads.
 template <class T>
-__global__ void matrix_scan_bwd_groups(MatrixScanShape s, const float* from_q, const float* from_k, T* gq,
-                                       T* gk) {
-  const int64_t heads = s.h / s.g;
-  OCCAM_GRID_LOOP(i, s.b * s.t * 2 * s.g * s.n) {
-    const float *q = from_q + i / s.n * heads * s.n + i % s.n, *k = from_k + i / s.n * heads * s.n + i % s.n;
-    float sum_q = 0, sum_k = 0;
-    for (int64_t head = 0; head < heads; ++head) sum_q += q[head * s.n], sum_k += k[head * s.n];
-    gq[i] = from_acc<T>(sum_q), gk[i] = from_acc<T>(sum_k);
+__global__ void matrix_scan_bwd_groups(MatrixScanShape s, const float* from, T* to) {
+  const int64_t heads = s.h / s.g, width = 2 * s.g * s.n;
+  OCCAM_GRID_LOOP(i, s.b * s.t * width) {
+    const int64_t image = i / width / s.t, token = i / width % s.t;
+    if (token >= s.length(image)) continue;
+    const float* part = from + i / s.n * heads * s.n + i % s.n;
+    float sum = 0;
+    for (int64_t head = 0; head < heads; ++head) sum += part[head * s.n];
+    to[(s.begin(image) + token) * width + i % width] = from_acc<T>(sum);
   }
 }
 
@@ -255,9 +263,16 @@ bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a) {
 }
 
 template <class T>
+int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>& a) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_window_bwd(a)) return window_bwd_skips(a);
+  return a.s.b;
+}
+
+template <class T>
 int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a) {
   if constexpr (std::is_same_v<T, bf16>)
-    if (fits_window_bwd(a)) return 0;
+    if (fits_window_bwd(a)) return window_bwd_scratch(a);
   const MatrixScanShape& s = a.s;
   const int w = columns(s, a.floor != nullptr);
   const int64_t lines = s.b * 2 * s.h, chunks = div_up<int64_t>(s.t, chunk_of(s, w));
@@ -282,7 +297,7 @@ void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void*
 template <class T>
 void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void* stream) {
   if constexpr (std::is_same_v<T, bf16>)
-    if (fits_window_bwd(a)) return window_bwd(a, stream);
+    if (fits_window_bwd(a)) return window_bwd(a, scratch, stream);
   const MatrixScanShape s = a.s;
   const int w = columns(s, a.floor != nullptr), chunk = chunk_of(s, w);
   const int64_t lines = s.b * 2 * s.h, states = lines * div_up<int64_t>(s.t, chunk) * s.n * (w | 1);
@@ -297,15 +312,20 @@ void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void
   matrix_scan_bwd_chunks<T>
       <<<grid_of_blocks(lines), kScanThreads, size_t(bytes), as_stream(stream)>>>(a, parts, w, chunk);
   check_launch("matrix_scan_bwd_chunks", stream);
-  matrix_scan_bwd_groups<T><<<grid_for(s.b * s.t * 2 * s.g * s.n, 256), 256, 0, as_stream(stream)>>>(
-      s, parts.gq, parts.gk, a.gq, a.gk);
-  check_launch("matrix_scan_bwd_groups", stream);
+  for (bool keys : {false, true}) {
+    T* to = keys ? a.gk : a.gq;
+    if (to == nullptr) continue;
+    matrix_scan_bwd_groups<T><<<grid_for(s.b * s.t * 2 * s.g * s.n, 256), 256, 0, as_stream(stream)>>>(
+        s, keys ? parts.gk : parts.gq, to);
+    check_launch("matrix_scan_bwd_groups", stream);
+  }
 }
 
 #define OCCAM_INSTANTIATE(T)                                                        \
   template bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>&);          \
   template int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>&);     \
   template int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>&);    \
+  template int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>&);      \
   template void matrix_scan_fwd(const MatrixScanForward<T, float>&, float*, void*); \
   template void matrix_scan_bwd(const MatrixScanBackward<T, float>&, float*, void*)
 OCCAM_INSTANTIATE(float);

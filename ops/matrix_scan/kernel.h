@@ -3,11 +3,13 @@
 #include <cstdint>
 
 #include "core/half.h"
+#include "core/rows.h"
 
 namespace occam::kernels {
 
-struct MatrixScanShape {
-  int64_t b = 0, t = 0, g = 0, h = 0, n = 0, p = 0;
+/// Sequences and widths. A "row" is a token's place in the tensors [b,t,...] or, ragged, [n,...].
+struct MatrixScanShape : SequenceRows {
+  int64_t g = 0, h = 0, n = 0, p = 0;
   bool merge = false;
   OCCAM_HD int64_t outputs() const { return merge ? 1 : 2; }  // e
 };
@@ -17,6 +19,11 @@ template <class T>
 struct ScanView {
   const T* data = nullptr;
   int64_t b = 0, t = 0, r = 0, h = 0;  // strides in elements
+
+  /// The first token of a sequence.
+  OCCAM_HD const T* of(const SequenceRows& rows, int64_t image) const {
+    return data + (rows.offsets == nullptr ? image * b : rows.begin(image) * t);
+  }
 };
 
 /// T: storage of q, k, v, y; A: of everything else (f32 for f32 and bf16).
@@ -32,19 +39,19 @@ struct MatrixScanForward {
   A* den = nullptr;              // [b,t,e,h]; null without floor
 };
 
-/// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p] (but see matrix_scan_bwd_sums), the others as above; all are
-/// written.
+/// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p] (but see matrix_scan_bwd_sums), the others as above; null where
+/// nobody asks for them. Rows of no sequence are not written.
 template <class T, class A>
 struct MatrixScanBackward {
   MatrixScanShape s;
   ScanView<T> q, k, v;
   const A *log_decay = nullptr, *scale = nullptr, *skip = nullptr, *floor = nullptr, *den = nullptr;
-  const T *y = nullptr, *gy = nullptr;
+  const T *y = nullptr, *gy = nullptr;  // y: null without floor
   T *gq = nullptr, *gk = nullptr, *gv = nullptr;
   A* glog_decay = nullptr;
-  A* gscale = nullptr;  // null without scale
-  A* gskip = nullptr;   // [b,2,h], to be summed over b; null without skip
-  A* gfloor = nullptr;  // null without floor
+  A* gscale = nullptr;
+  A* gskip = nullptr;  // [matrix_scan_bwd_skips,2,h], to be summed over the first axis
+  A* gfloor = nullptr;
 };
 
 template <class T>
@@ -62,6 +69,9 @@ int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a);
 /// Are the gradients of q, k and v, where both directions read the same, already sums, [b,t,1,...]?
 template <class T>
 bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a);
+/// Rows of gskip.
+template <class T>
+int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>& a);
 template <class T>
 void matrix_scan_fwd(const MatrixScanForward<T, float>& a, float* scratch, void* stream);
 template <class T>

@@ -11,63 +11,93 @@ namespace {
 
 constexpr int kMostWarps = (kScanTiles + 1) / 2;
 /// Shared memory: two stages of values (and keys, when heads have their own; else the keys of the group lie
-/// where the stages come later), gates of the directions, and the scores of a group.
+/// where the stages come later), gates of the directions and what the next are made of, the scores of a
+/// group, and the states that a head begins with in each direction.
 template <int kN, bool kBoth>
 struct Layout {
-  int stage, gates, scores, bytes;
-  OCCAM_HD explicit Layout(int step) {
-    const int tiles = step / 16;
+  int stage, gates, next_gates, scores, states, bytes;
+  OCCAM_HD Layout(int step, bool connected) {
+    const int tiles = step / 16, directions = kBoth ? 2 : 1;
     stage = step * (kBoth ? kScanWidth + kN : kScanWidth) * 2;
     const int keys = kBoth ? 0 : step * kN * 2;
     gates = 2 * stage > keys ? 2 * stage : keys;
-    scores = gates + (kBoth ? 2 : 1) * int(sizeof(TileGates));
-    bytes = scores + (kBoth ? 0 : tiles * (tiles + 1) / 2 * 512);
+    next_gates = gates + directions * int(sizeof(TileGates));
+    scores = next_gates + directions * int(sizeof(NextGates));
+    states = (scores + (kBoth ? 0 : tiles * (tiles + 1) / 2 * 512) + 255) / 256 * 256;
+    bytes = states + (connected ? directions * kScanWidth * kN * 2 : 0);
   }
 };
 
+/// Rows of a warp's tile times decays, rounded, by the values: an operand of 16 x 16 weights.
+__device__ __forceinline__ void weigh(uint32_t (&weights)[4], const Tile& score, const Tile& factor) {
+  Tile p;
+#pragma unroll
+  for (int half = 0; half < 2; ++half)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) p.v[half][k] = score.v[half][k] * factor.v[half][k];
+  fragment_a(weights, p.v[0], p.v[1]);
+}
+/// The sums of a den: the product with a column of numbers (u, decayed, or 1), in column 0 of `den`.
+__device__ __forceinline__ void add_den(float (&den)[4], const uint32_t (&weights)[4], float2 low,
+                                        float2 high) {
+  const bool mine = threadIdx.x % 32 < 4;
+  mma_bf16(den, weights, mine ? pack_bf16(low.x, low.y) : 0, mine ? pack_bf16(high.x, high.y) : 0);
+}
+
 /// kBoth: a block goes through heads, each in both directions, which read the same q, k and v. Else it has
 /// one direction of a group, whose heads share queries and keys: scores are made once, kept as bf16 tiles in
-/// the layout of an operand, and every head weighs them.
+/// the layout of an operand, and every head weighs them by the decays of rows; those of columns are in the
+/// values by then.
 template <int kN, bool kBoth, bool kLong>
 __global__ void __launch_bounds__(kMostWarps * 32, 2)
     matrix_scan_fwd_window(MatrixScanForward<bf16, float> a, WindowPlan plan) {
-  extern __shared__ __align__(128) unsigned char memory[];
-  const Layout<kN, kBoth> layout(int(plan.step));
+  extern __shared__ __align__(1024) unsigned char memory[];
+  constexpr int kDirections = kBoth ? 2 : 1;
+  const Layout<kN, kBoth> layout(int(plan.step), kLong);
   const MatrixScanShape s = a.s;
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
 
   int64_t block = blockIdx.x;
   const int part = int(block % plan.parts);
   block /= plan.parts;
-  int64_t group = 0;
-  int own_direction = 0;
+  int group = 0, own_direction = 0;
   if (!kBoth) {
-    group = block % s.g, block /= s.g;
+    group = int(block % s.g), block /= s.g;
     own_direction = int(block % 2), block /= 2;
   }
-  const int64_t window = block % plan.windows, heads_of_group = s.h / s.g;
-  const ScanWindow w = window_of(s.t, plan.step, block / plan.windows, window);
-  const int64_t heads = kBoth ? s.h : heads_of_group, first_head = group * heads_of_group + part * plan.heads;
-  const int items = int(heads - part * plan.heads < plan.heads ? heads - part * plan.heads : plan.heads);
+  const int window = int(block % plan.windows), heads_of_group = int(s.h / s.g);
+  const ScanWindow w = window_of(s, plan.step, block / plan.windows, window);
+  if (w.count == 0) return;
+  const int heads = kBoth ? int(s.h) : heads_of_group, each = int(plan.heads);
+  const int first_head = group * heads_of_group + part * each;
+  const int items = heads - part * each < each ? heads - part * each : each;
+  auto direction_of = [&](int r) { return kBoth ? r : own_direction; };
+  // Of a half warp; neighbouring ones have the first and the last tile, and so on.
+  const int last_tile = w.tiles - 1 - warp;
+  const bool works = warp <= last_tile;
+  const int gate_token = works ? (lane < 16 ? warp : last_tile) * 16 + lane % 16 : kScanWindow;
 
   uint4* scores = reinterpret_cast<uint4*>(memory + layout.scores);
   TileGates* gates = reinterpret_cast<TileGates*>(memory + layout.gates);
+  NextGates* next_gates = reinterpret_cast<NextGates*>(memory + layout.next_gates);
+  bf16* states = reinterpret_cast<bf16*>(memory + layout.states);
   auto stage = [&](int item) { return reinterpret_cast<bf16*>(memory + item % 2 * layout.stage); };
   auto score_at = [&](int i, int j) {
     if (own_direction == 1) i = w.tiles - 1 - i, j = w.tiles - 1 - j;
     return (i * (i + 1) / 2 + j) * 32 + lane;
   };
+  auto tile_of = [&](int n) { return n == 0 ? warp : last_tile; };
+  const int own_tiles = !works ? 0 : warp == last_tile ? 1 : 2;
   if constexpr (!kBoth) {
-    copy_rows<kN>(stage(0), a.k, w, own_direction, group);
+    copy_rows<kN>(stage(0), a.k, s, w, own_direction, group);
     copies_commit();
     copies_wait<0>();
     __syncthreads();
 #pragma unroll 1
-    for (int n = 0; n < 2; ++n) {
-      const int tile = n == 0 ? warp : w.tiles - 1 - warp;
-      if (n == 0 ? 2 * warp >= w.tiles : tile <= warp) continue;
+    for (int n = 0; n < own_tiles; ++n) {
+      const int tile = tile_of(n);
       uint32_t rows[kN / 16][4];
-      load_fragments<kN>(rows, a.q, w, own_direction, group, tile * 16);
+      load_fragments<kN>(rows, rows_of(a.q, s, w, own_direction, group), a.q.t, w.count, tile * 16);
       const int end = own_direction == 0 ? tile + 1 : w.tiles;
       for (int j = own_direction == 0 ? 0 : tile; j < end; ++j) {
         Tile score;
@@ -80,132 +110,197 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
     __syncthreads();
   }
 
-  // Values and keys of a head on the way to shared memory.
+  // Values and keys of a head, and what its gates are made of, on the way to shared memory.
   auto issue = [&](int item) {
-    const int64_t head = first_head + item;
-    copy_rows<kScanWidth>(stage(item), a.v, w, own_direction, head);
-    if (kBoth) copy_rows<kN>(stage(item) + plan.step * kScanWidth, a.k, w, 0, head / heads_of_group);
+    const int head = first_head + item;
+    copy_rows<kScanWidth>(stage(item), a.v, s, w, own_direction, head);
+    if (kBoth) copy_rows<kN>(stage(item) + plan.step * kScanWidth, a.k, s, w, 0, head / heads_of_group);
+#pragma unroll
+    for (int r = 0; r < kDirections; ++r)
+      copy_gate(next_gates[r], a.log_decay, a.scale, s.h, w, direction_of(r), head, gate_token);
     copies_commit();
   };
-  auto gate = [&](int item, int direction) {
-    return load_gate(a.log_decay, a.scale, s.h, w, s.t, direction, first_head + item, int(threadIdx.x));
+  auto line = [&](int head, int direction) {
+    return ((w.image * 2 + direction) * s.h + head) * plan.windows + window;
+  };
+  auto load_queries = [&](uint32_t(&rows)[kBoth ? kN / 16 : 1][4], int item, int n) {
+    if constexpr (kBoth)
+      load_fragments<kN>(rows, rows_of(a.q, s, w, 0, (first_head + item) / heads_of_group), a.q.t, w.count,
+                         tile_of(n) * 16);
   };
 
   issue(0);
-  TokenGate next[kBoth ? 2 : 1];
-#pragma unroll
-  for (int r = 0; r < (kBoth ? 2 : 1); ++r) next[r] = gate(0, kBoth ? r : own_direction);
+  uint32_t rows[kBoth ? kN / 16 : 1][4];
+  load_queries(rows, 0, 0);
 #pragma unroll 1
   for (int item = 0; item < items; ++item) {
-    const int64_t head = first_head + item;
+    const int head = first_head + item;
+    bf16* values = stage(item);
     copies_wait<0>();
     __syncthreads();  // the item has come, and nobody reads the one before
 #pragma unroll
-    for (int r = 0; r < (kBoth ? 2 : 1); ++r)
-      store_gate(gates[r], next[r], kBoth ? r : own_direction, int(threadIdx.x));
-    if (item + 1 < items) {
-      issue(item + 1);
-#pragma unroll
-      for (int r = 0; r < (kBoth ? 2 : 1); ++r) next[r] = gate(item + 1, kBoth ? r : own_direction);
+    for (int r = 0; r < kDirections; ++r)
+      store_gate(gates[r], next_gate(next_gates[r], a.scale != nullptr, w, gate_token), direction_of(r),
+                 gate_token);
+    if constexpr (kLong) {
+      for (int r = 0; r < kDirections; ++r)
+        copy_state<kN>(states + r * kScanWidth * kN, plan.before.states, line(head, direction_of(r)));
+      copies_commit();
     }
+    if (item + 1 < items)
+      issue(item + 1);
+    else
+      copies_commit();
+    // Values of a warp's own tiles, as they are and then times the decays of columns.
+    uint32_t own[kBoth ? 1 : 4][4], other[kBoth ? 1 : 4][4];
+    if constexpr (!kBoth) {
+      load_columns(own, values, warp * 16);
+      if (own_tiles == 2) load_columns(other, values, last_tile * 16);
+      __syncwarp();
+      for (int n = 0; n < own_tiles; ++n) scale_tile(values, gates[0].column, tile_of(n) * 16);
+    }
+    if (kLong) copies_wait<1>();
     __syncthreads();
-    const bf16* values = stage(item);
 #pragma unroll 1
-    for (int n = 0; n < 2; ++n) {
-      const int tile = n == 0 ? warp : w.tiles - 1 - warp;
-      if (n == 0 ? 2 * warp >= w.tiles : tile <= warp) continue;
-      uint32_t rows[kN / 16][4];
-      if (kBoth || kLong) load_fragments<kN>(rows, a.q, w, own_direction, head / heads_of_group, tile * 16);
-      float sum[8][4], den[2];
+    for (int n = 0; n < own_tiles; ++n) {
+      const int tile = tile_of(n);
+      float sum[8][4], den[4];
 #pragma unroll 1
-      for (int r = 0; r < (kBoth ? 2 : 1); ++r) {
-        const int direction = kBoth ? r : own_direction;
+      for (int r = 0; r < kDirections; ++r) {
+        const int direction = direction_of(r);
         const TileGates& now = gates[r];
         if (!s.merge || r == 0) {
 #pragma unroll
           for (int j = 0; j < 8; ++j)
 #pragma unroll
             for (int k = 0; k < 4; ++k) sum[j][k] = 0;
-          den[0] = den[1] = 0;
+#pragma unroll
+          for (int k = 0; k < 4; ++k) den[k] = 0;
+        }
+        auto score_of = [&](int j) {
+          Tile score;
+          if constexpr (kBoth) {
+            product_rows<kN>(score, rows, values + plan.step * kScanWidth, j * 16);
+          } else {
+            const uint4 packed = scores[score_at(tile, j)];
+            score = unpack_tile(packed);
+          }
+          return score;
+        };
+        uint32_t weights[4];
+        {
+          const Tile decay = diagonal_decays<false>(now, tile, direction, s.merge && direction == 1);
+          Tile score = score_of(tile);
+          const float skip = a.skip != nullptr ? a.skip[direction * s.h + head] : 0.0f;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            const float2 u = *reinterpret_cast<const float2*>(now.scale + tile * 16 + half * 8 + 2 * q);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+              score.v[half][k] *= decay.v[half][k] * (k % 2 == 0 ? u.x : u.y);
+              if (g + k / 2 * 8 == half * 8 + 2 * q + k % 2) score.v[half][k] += skip;
+            }
+          }
+          fragment_a(weights, score.v[0], score.v[1]);
+          if constexpr (kBoth)
+            product_columns<kScanWidth>(sum, weights, values, tile * 16);
+          else
+            product_fragments(sum, weights, own);
+          if (a.floor != nullptr) add_den(den, weights, {1, 1}, {1, 1});
         }
         float row0 = exp2_fast(now.log_row[tile * 16 + g]), row1 = exp2_fast(now.log_row[tile * 16 + g + 8]);
-        const int on = direction == 0 ? -1 : 1, end = direction == 0 ? -1 : w.tiles;
-#pragma unroll 1
-        for (int j = tile; j != end; j += on) {
-          Tile p = j == tile ? diagonal_factors(now, tile, direction, s.merge && direction == 1)
-                             : tile_factors(now, j, row0, row1);
-          if (j != tile) row0 *= now.total[j], row1 *= now.total[j];
-          if constexpr (kBoth) {
-            Tile score;
-            product_rows<kN>(score, rows, values + plan.step * kScanWidth, j * 16);
+        // Weights of a tile away from the diagonal, times its values.
+        auto factor_of = [&](int j) {
+          Tile f;
+          if constexpr (kBoth)
+            f = tile_factors(now, j, row0, row1);
+          else
 #pragma unroll
             for (int half = 0; half < 2; ++half)
 #pragma unroll
-              for (int k = 0; k < 4; ++k) p.v[half][k] *= score.v[half][k];
-          } else {
-            const uint4 packed = scores[score_at(tile, j)];
-            const uint32_t two[4] = {packed.x, packed.y, packed.z, packed.w};
-#pragma unroll
-            for (int k = 0; k < 4; ++k) {
-              const float2 score = unpack_bf16(two[k]);
-              p.v[k / 2][k % 2 * 2] *= score.x, p.v[k / 2][k % 2 * 2 + 1] *= score.y;
-            }
-          }
-          den[0] += p.v[0][0] + p.v[0][1] + p.v[1][0] + p.v[1][1];
-          den[1] += p.v[0][2] + p.v[0][3] + p.v[1][2] + p.v[1][3];
-          uint32_t weights[4];
-          fragment_a(weights, p.v[0], p.v[1]);
+              for (int k = 0; k < 4; ++k) f.v[half][k] = k < 2 ? row0 : row1;
+          row0 *= now.total[j], row1 *= now.total[j];
+          return f;
+        };
+        auto add = [&](const uint32_t(&weights)[4], int j) {
           product_columns<kScanWidth>(sum, weights, values, j * 16);
+          if (a.floor != nullptr) {
+            // In the weights, or else in the values.
+            const float* column = now.column + j * 16 + 2 * q;
+            if constexpr (kBoth)
+              add_den(den, weights, {1, 1}, {1, 1});
+            else
+              add_den(den, weights, {column[0], column[1]}, {column[8], column[9]});
+          }
+        };
+        const int on = direction == 0 ? -1 : 1;
+        int left = direction == 0 ? tile : w.tiles - 1 - tile, j = tile + on;
+#pragma unroll 1
+        for (; left >= 2; left -= 2, j += 2 * on) {
+          const Tile first = score_of(j), second = score_of(j + on);
+          uint32_t others[4];
+          weigh(weights, first, factor_of(j));
+          weigh(others, second, factor_of(j + on));
+          add(weights, j), add(others, j + on);
+        }
+        if (left > 0) {
+          const Tile score = score_of(j);
+          weigh(weights, score, factor_of(j));
+          add(weights, j);
         }
         if constexpr (kLong) {  // row0 and row1 are now what is left of the state before the window
-          const int64_t line = ((w.image * 2 + direction) * s.h + head) * plan.windows + window;
-          const bf16* state = plan.states + line * kN * kScanWidth;
-          const float* sums = plan.sums + line * kN;
+          const float row[2] = {row0, row1};
+          float of_sums[2] = {};
+          const bf16* queries = rows_of(a.q, s, w, own_direction, head / heads_of_group);
 #pragma unroll
           for (int k = 0; k < kN / 16; ++k) {
             uint32_t scaled[4];
+            if constexpr (kBoth)
 #pragma unroll
-            for (int i = 0; i < 4; ++i) {
-              float2 x = unpack_bf16(rows[k][i]);
-              const float row = i % 2 == 0 ? row0 : row1, *z = sums + k * 16 + i / 2 * 8 + 2 * q;
-              x.x *= row, x.y *= row;
-              den[i % 2] += x.x * z[0] + x.y * z[1];
-              scaled[i] = pack_bf16(x.x, x.y);
-            }
-            product_transposed<kN>(sum, scaled, state, k);
+              for (int i = 0; i < 4; ++i) scaled[i] = rows[k][i];
+            else
+              load_fragment(scaled, queries, a.q.t, w.count, tile * 16, k);
+            scale_rows(scaled, row);
+            if (a.floor != nullptr)
+              dot_rows(of_sums, scaled, plan.before.sums + line(head, direction) * kN + k * 16);
+            product_transposed<kN>(sum, scaled, states + r * kScanWidth * kN, k);
           }
-        }
-        if (a.skip != nullptr) {
-          const float skip = a.skip[direction * s.h + head];
-#pragma unroll
-          for (int j = 0; j < 8; ++j)
+          if (a.floor != nullptr)
 #pragma unroll
             for (int low = 0; low < 2; ++low) {
-              const float2 v = unpack_bf16(*reinterpret_cast<const uint32_t*>(
-                  values + swizzled_at<kScanWidth>(tile * 16 + g + low * 8, j) + 2 * q));
-              sum[j][2 * low] += skip * v.x, sum[j][2 * low + 1] += skip * v.y;
+              const float all = quad_sum(of_sums[low]);
+              if (q == 0) den[2 * low] += all;
             }
         }
         if (s.merge && r == 0) continue;
-        const int64_t e = s.outputs(), out = s.merge ? 0 : direction, row = w.first + tile * 16;
+        if (r == kDirections - 1) {
+          if (n + 1 < own_tiles)
+            load_queries(rows, item, n + 1);
+          else if (item + 1 < items)
+            load_queries(rows, item + 1, 0);
+        }
+        const int64_t e = s.outputs(), out = s.merge ? 0 : direction, row = w.row + tile * 16;
         if (a.floor != nullptr)
 #pragma unroll
           for (int low = 0; low < 2; ++low) {
-            float d = den[low];
-            d += __shfl_xor_sync(0xffffffffu, d, 1);
-            d += __shfl_xor_sync(0xffffffffu, d, 2);
+            const float d = __shfl_sync(0xffffffffu, den[2 * low], lane & ~3);
             float inverse = 0;
             if (tile * 16 + g + low * 8 < w.count) {
-              const int64_t at = ((w.image * s.t + row + g + low * 8) * e + out) * s.h + head;
+              const int64_t at = ((row + g + low * 8) * e + out) * s.h + head;
               if (q == 0) a.den[at] = d;
               inverse = 1 / max_(fabsf(d), a.floor[at]);
             }
 #pragma unroll
             for (int j = 0; j < 8; ++j) sum[j][2 * low] *= inverse, sum[j][2 * low + 1] *= inverse;
           }
-        store_rows(a.y + (((w.image * s.t + row) * s.h + head) * e + out) * kScanWidth, s.h * e * kScanWidth,
+        store_rows(a.y + ((row * s.h + head) * e + out) * kScanWidth, s.h * e * kScanWidth,
                    w.count - tile * 16, sum);
       }
+      if constexpr (!kBoth)
+#pragma unroll
+        for (int k = 0; k < 4; ++k)
+#pragma unroll
+          for (int i = 0; i < 4; ++i) own[k][i] = other[k][i];
     }
   }
 }
@@ -213,7 +308,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 2)
 template <int kN, bool kBoth, bool kLong>
 void launch(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, void* stream) {
   auto* kernel = matrix_scan_fwd_window<kN, kBoth, kLong>;
-  const int bytes = Layout<kN, kBoth>(int(plan.step)).bytes;
+  const int bytes = Layout<kN, kBoth>(int(plan.step), kLong).bytes;
   allow_shared(kernel, "matrix_scan_fwd_window", bytes);
   const int64_t blocks = a.s.b * plan.windows * plan.parts * (kBoth ? 1 : 2 * a.s.g);
   const int threads = int(div_up<int64_t>(plan.step, 32)) * 32;
@@ -223,7 +318,7 @@ void launch(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, voi
 
 template <int kN, bool kBoth>
 void launch(const MatrixScanForward<bf16, float>& a, WindowPlan plan, float* scratch, void* stream) {
-  if (plan.windows == 1) return launch<kN, kBoth, false>(a, plan, stream);
+  if (!plan.connected()) return launch<kN, kBoth, false>(a, plan, stream);
   window_states(a, plan, scratch, stream);
   launch<kN, kBoth, true>(a, plan, stream);
 }
@@ -242,7 +337,7 @@ bool fits_windows(const MatrixScanForward<bf16, float>& a) {
 
 int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a) {
   const WindowPlan plan = window_plan(a.s, reads_both(a));
-  return plan.windows == 1 ? 0 : window_state_floats(a.s, plan);
+  return window_state_floats(a.s, plan, false);
 }
 
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream) {

@@ -2,6 +2,7 @@
 
 #include "ops/matrix_scan/kernel.h"
 #include "ops/op.h"
+#include "ops/ragged.h"
 #include "ops/reduce/op.h"
 
 namespace occam {
@@ -10,12 +11,13 @@ namespace {
 struct MatrixScanOp {
   struct Attrs {
     bool merge = false;
+    int64_t longest = 0;  // of the sequences that offsets tell
   };
   static constexpr OpInfo info{
       .name = "matrix_scan",
       .contract =
           "q: b t r g n, k: b t r g n, v: b t r h p, log_decay: b t 2 h, scale?: b t 2 h, "
-          "skip?: 2 h, floor?: b t e h -> b t h e p",
+          "skip?: 2 h, floor?: b t e h, offsets?: s -> b t h e p",
       .cast = Cast::any,
       .bound = Bound::compute,
       .layout = Layout::strided,
@@ -27,8 +29,8 @@ struct MatrixScanOp {
                   i == 0 ? "q" : "k", name_of(in[i].dtype()), name_of(in[2].dtype()));
     Tensor q = rows(in[0]), k = rows(in[1]), v = rows(in[2]);
     const Tensor log_decay = wide(in[3], v), scale = wide(in[4], v), skip = wide(in[5], v),
-                 floor = wide(in[6], v);
-    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), attrs.merge);
+                 floor = wide(in[6], v), offsets = in[7];
+    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), offsets, attrs);
     OCCAM_CHECK(s.g > 0 && s.h % s.g == 0 && s.n > 0 && s.p > 0, ErrorKind::shape,
                 "matrix_scan: {} heads of width {} cannot share {} groups of width {}", s.h, s.p, s.g, s.n);
     OCCAM_CHECK(v.size(2) == 1 || v.size(2) == 2, ErrorKind::shape, "matrix_scan: v {} has {} directions",
@@ -36,9 +38,10 @@ struct MatrixScanOp {
     OCCAM_CHECK(!floor || floor.size(2) == s.outputs(), ErrorKind::shape,
                 "matrix_scan: floor {} has {} outputs where there are {}", floor.shape().str(), floor.size(2),
                 s.outputs());
-    Tensor y = empty({s.b, s.t, s.h, s.outputs(), s.p}, options_of(v));
+    Tensor y = empty({v.size(0), v.size(1), s.h, s.outputs(), s.p}, options_of(v));
     Tensor den = floor ? empty(floor.shape(), options_of(floor)) : Tensor();
-    if (y.numel() > 0) {
+    if (offsets && y.numel() > 0) clear_unused_rows(y, offsets, s.rows());
+    if (has_tokens(s)) {
       auto arguments = [&]<class T, class A>() {
         kernels::MatrixScanForward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
         a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
@@ -62,42 +65,50 @@ struct MatrixScanOp {
         });
       }
     }
-    c.save({q, k, v, log_decay, scale, skip, floor, y, den});
+    c.save({q, k, v, log_decay, scale, skip, floor, floor ? y : Tensor(), den, offsets});
     // bf16 on the CPU came as f32 and is rounded once, here.
     return {v.is_cpu() ? raw::to(y, c.given_dtype_of(2)) : y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor q = c.saved(0), k = c.saved(1), v = c.saved(2), log_decay = c.saved(3), scale = c.saved(4),
-           skip = c.saved(5), floor = c.saved(6), y = c.saved(7), den = c.saved(8);
-    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), c.attrs<Attrs>().merge);
+           skip = c.saved(5), floor = c.saved(6), y = c.saved(7), den = c.saved(8), offsets = c.saved(9);
+    kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), offsets, c.attrs<Attrs>());
     const Tensor gy = raw::contiguous(gy_given[0]);
-    auto like = [](const Tensor& t) { return t ? empty_like(t) : t; };
-    Tensor gq, gk, gv, glog = like(log_decay), gscale = like(scale), gfloor = like(floor);
-    Tensor gskip = skip ? empty({s.b, 2, s.h}, options_of(skip)) : Tensor();
+    enum { kQ, kK, kV, kLogDecay, kScale, kSkip, kFloor, kInputs };
+    Grads grads(kInputs + 1);  // offsets have none
+    auto make = [&](int i, const Shape& shape, const Tensor& like) {
+      if (like && c.needs(size_t(i))) grads[size_t(i)] = empty(shape, options_of(like));
+    };
+    make(kLogDecay, log_decay.shape(), log_decay);
+    if (scale) make(kScale, scale.shape(), scale);
+    if (floor) make(kFloor, floor.shape(), floor);
+    // With gradients of q, k and v by direction, or summed over both.
+    auto run = [&]<class T, class A>(kernels::MatrixScanBackward<T, A>& a, int64_t directions,
+                                     int64_t skips) {
+      auto one = [&](const Tensor& t) { return t.shape().with(2, directions); };
+      make(kQ, one(q), q), make(kK, one(k), k), make(kV, one(v), v);
+      if (skip) make(kSkip, {skips, 2, s.h}, skip);
+      a.gq = data<T>(grads[kQ]), a.gk = data<T>(grads[kK]), a.gv = data<T>(grads[kV]);
+      a.glog_decay = data<A>(grads[kLogDecay]), a.gscale = data<A>(grads[kScale]);
+      a.gskip = data<A>(grads[kSkip]), a.gfloor = data<A>(grads[kFloor]);
+    };
     auto arguments = [&]<class T, class A>() {
       kernels::MatrixScanBackward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
       a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
-      a.floor = data<A>(floor), a.den = data<A>(den), a.y = y.data<T>(), a.gy = gy.data<T>();
-      a.glog_decay = data<A>(glog), a.gscale = data<A>(gscale), a.gskip = data<A>(gskip);
-      a.gfloor = data<A>(gfloor);
+      a.floor = data<A>(floor), a.den = data<A>(den), a.y = data<T>(y), a.gy = gy.data<T>();
       return a;
     };
-    // By direction, or summed over both.
-    auto make = [&]<class T, class A>(kernels::MatrixScanBackward<T, A>& a, int64_t directions) {
-      auto one = [&](const Tensor& t) { return empty(t.shape().with(2, directions), options_of(t)); };
-      gq = one(q), gk = one(k), gv = one(v);
-      a.gq = gq.data<T>(), a.gk = gk.data<T>(), a.gv = gv.data<T>();
-    };
-    if (y.numel() == 0) {
-      gq = like(q), gk = like(k), gv = like(v);
-      for (Tensor* g : {&gq, &gk, &gv, &glog, &gscale, &gskip, &gfloor})
-        if (*g) g->zero_();
+    if (!has_tokens(s)) {
+      make(kQ, q.shape(), q), make(kK, k.shape(), k), make(kV, v.shape(), v);
+      if (skip) make(kSkip, {1, 2, s.h}, skip);
+      for (Tensor& g : grads)
+        if (g) g.zero_();
     } else if (v.is_cuda()) {
       dispatch_cuda(v.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
           auto a = arguments.template operator()<T, float>();
-          make(a, kernels::matrix_scan_bwd_sums(a) ? 1 : 2);
+          run(a, kernels::matrix_scan_bwd_sums(a) ? 1 : 2, kernels::matrix_scan_bwd_skips(a));
           Tensor scratch = empty({kernels::matrix_scan_bwd_scratch(a)}, options_of(log_decay));
           kernels::matrix_scan_bwd(a, scratch.data<float>(), current_stream(v.device()).handle);
         });
@@ -105,16 +116,19 @@ struct MatrixScanOp {
     } else {
       dispatch_float(v.dtype(), [&]<class T>() {
         auto a = arguments.template operator()<T, T>();
-        make(a, 2);
+        run(a, 2, s.b);
         kernels::matrix_scan_bwd_cpu(a);
       });
     }
-    for (Tensor* g : {&gq, &gk, &gv})
-      if (g->size(2) != v.size(2)) *g = raw::sum_to_shape(*g, g->shape().with(2, 1));
-    if (skip) gskip = raw::reshape(raw::sum_to_shape(gskip, {1, 2, s.h}), skip.shape());
-    Grads grads{gq, gk, gv, glog, gscale, gskip, gfloor};
-    for (size_t i = 0; i < grads.size(); ++i)
-      if (!c.needs(i)) grads[i] = Tensor();
+    for (int i = 0; i < kInputs; ++i) {
+      Tensor& g = grads[size_t(i)];
+      if (!g) continue;
+      if (i == kSkip)
+        g = raw::reshape(raw::sum_to_shape(g, {1, 2, s.h}), skip.shape());
+      else if (offsets && g.numel() > 0)
+        clear_unused_rows(g, offsets, s.rows());
+      if (i <= kV && g.size(2) != v.size(2)) g = raw::sum_to_shape(g, g.shape().with(2, 1));
+    }
     return grads;
   }
 
@@ -126,9 +140,11 @@ struct MatrixScanOp {
   }
 
  private:
-  static kernels::MatrixScanShape sizes(const Shape& q, const Shape& v, bool merge) {
-    return {v[0], v[1], q[3], v[3], q[4], v[4], merge};
+  static kernels::MatrixScanShape sizes(const Shape& q, const Shape& v, const Tensor& offsets,
+                                        const Attrs& attrs) {
+    return {occam::rows_of(v, offsets, attrs.longest), q[3], v[3], q[4], v[4], attrs.merge};
   }
+  static bool has_tokens(const kernels::MatrixScanShape& s) { return s.rows() * s.b * s.t * s.h > 0; }
   /// Rows of numbers side by side. A direction axis without a stride means one direction (view()), so one
   /// that was expanded is written out.
   static Tensor rows(const Tensor& t) {
@@ -151,11 +167,15 @@ struct MatrixScanOp {
 }  // namespace
 
 Tensor matrix_scan(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,
-                   const MatrixScanOptions& options) {
+                   const MatrixScanOptions& options, const Sequences& rows) {
   OCCAM_CHECK(!options.skip || !options.floor, ErrorKind::usage,
               "matrix_scan: a skip connection goes round no normaliser; leave out skip or floor");
-  return apply<MatrixScanOp>({q, k, v, log_decay, options.scale, options.skip, options.floor},
-                             {options.merge})[0];
+  check_sequences("matrix_scan", rows, v);
+  auto image = [&](const Tensor& t) { return as_image(t, rows); };
+  Tensor y = apply<MatrixScanOp>({image(q), image(k), image(v), image(log_decay), image(options.scale),
+                                  options.skip, image(options.floor), rows.offsets},
+                                 {options.merge, rows.longest})[0];
+  return as_rows(y, rows);
 }
 
 OCCAM_REGISTER(matrix_scan, MatrixScanOp);

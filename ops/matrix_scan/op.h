@@ -1,4 +1,5 @@
 #pragma once
+#include "core/ragged.h"
 #include "core/tensor.h"
 
 namespace occam {
@@ -23,8 +24,9 @@ struct MatrixScanOptions {
 /// directions read the same. Head i of h reads q and k of group i g / h. With `merge` -> [b,t,h,1,p]: num and
 /// den are sums over the directions in which direction 1 leaves out the token itself, so that it counts once.
 /// log_decay, scale, skip and floor are best in f32 beside bf16 values: they are read in f32.
+/// With `rows` the leading [b,t] of q, k, v, log_decay, scale, floor and y is [n], the rows of all sequences.
 /// Throws Error{shape} when h is no multiple of g or a width is 0, Error{usage} for skip beside floor.
 Tensor matrix_scan(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,
-                   const MatrixScanOptions& options = {});
+                   const MatrixScanOptions& options = {}, const Sequences& rows = {});
 
 }  // namespace occam

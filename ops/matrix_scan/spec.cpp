@@ -5,6 +5,7 @@
 #include "ops/elementwise/op.h"
 #include "ops/matmul/op.h"
 #include "ops/matrix_scan/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/reduce/op.h"
 #include "ops/slice/op.h"
 #include "ops/spec.h"
@@ -15,9 +16,9 @@ using namespace occam::spec;
 using occam::Shape;
 using occam::Tensor;
 
-std::vector<Tensor> call(const std::vector<Tensor>& in, bool merge) {
+std::vector<Tensor> call(const std::vector<Tensor>& in, bool merge, const occam::Sequences& rows = {}) {
   return {occam::matrix_scan(in[0], in[1], in[2], in[3],
-                             {.scale = in[4], .skip = in[5], .floor = in[6], .merge = merge})};
+                             {.scale = in[4], .skip = in[5], .floor = in[6], .merge = merge}, rows)};
 }
 
 /// The step form. q, k and v may have one direction for both.
@@ -127,33 +128,63 @@ OP_SPEC(matrix_scan) {
     bool scale = false, skip = false, floor = false, merge = false, both = false;
     double least = -1;  // of log_decay
   };
-  auto add = [&](const char* name, Sizes s, With w) -> Sample& {
-    int64_t own = w.both ? 1 : 2;
-    Shape keys{s.b, s.t, own, s.g, s.n}, gates{s.b, s.t, 2, s.h};
-    double width = 1 / std::sqrt(double(s.n));
+  auto inputs = [](const Shape& tokens, Sizes s, With w) -> std::vector<Input> {
+    auto of = [&](std::initializer_list<int64_t> rest) {
+      Shape shape = tokens;
+      for (int64_t size : rest) shape.push_back(size);
+      return shape;
+    };
+    const int64_t own = w.both ? 1 : 2;
+    const Shape keys = of({own, s.g, s.n}), gates = of({2, s.h});
     // A denominator that is a sum of positive weights: its error is relative, and no kink is near.
-    Input q = w.floor ? uniform(keys, 0.2, 1) : randn(keys, width);
-    Input k = w.floor ? uniform(keys, 0.2, 1) : randn(keys);
-    int64_t e = w.merge ? 1 : 2;
-    bool merge = w.merge;
-    // A product over n, one over t, and the sum of up to t decays before its exp, whose error is absolute: of
-    // size |sum|, where e^-x x <= 0.4 bounds what is left of it. A decay's gradient sums t^2 weights, each of
-    // which is a dot product over p; the suite lengthens sums by outputs over inputs itself.
-    // bf16: y is rounded; on tensor cores also the scores, the weights, and on the way back both again. The
-    // gradients of a normalised row's weights sum to 0, so that in gq only what k differs from its mean is
-    // left, 0.23 (the spread of uniform numbers in 0.2 .. 1) of terms of size 0.6: 2.6 times as many
-    // roundings.
-    return spec
-        .sample(
-            name,
-            {q, k, randn({s.b, s.t, own, s.h, s.p}), uniform(gates, w.least, 0),
-             w.scale ? uniform(gates, 0.1, 1) : absent(), w.skip ? randn({2, s.h}) : absent(),
-             w.floor ? uniform({s.b, s.t, e, s.h}, 0.5, 3) : absent()},
-            [merge](const std::vector<Tensor>& in) { return call(in, merge); },
-            [merge](const Arrays& in) { return naive(in, merge); })
-        .sum_length(double(s.n + s.t + s.p))
-        .half_roundings(w.floor ? 4 * 2.6 : 4)
-        .same_as([merge](const std::vector<Tensor>& in) { return by_matrix(in, merge); });
+    return {w.floor ? uniform(keys, 0.2, 1) : randn(keys, 1 / std::sqrt(double(s.n))),
+            w.floor ? uniform(keys, 0.2, 1) : randn(keys),
+            randn(of({own, s.h, s.p})),
+            uniform(gates, w.least, 0),
+            w.scale ? uniform(gates, 0.1, 1) : absent(),
+            w.skip ? randn({2, s.h}) : absent(),
+            w.floor ? uniform(of({w.merge ? 1 : 2, s.h}), 0.5, 3) : absent()};
+  };
+  // A product over n, one over t, and the sum of up to t decays before its exp, whose error is absolute: of
+  // size |sum|, where e^-x x <= 0.4 bounds what is left of it. A decay's gradient sums t^2 weights, each of
+  // which is a dot product over p; the suite lengthens sums by outputs over inputs itself.
+  // bf16: y is rounded; on tensor cores also the scores, the weights, and on the way back both again (or,
+  // between windows, states and what meets them). There the gradients of scores are summed over a group's h /
+  // g heads, and rounded each time: after i of m of them when their sum is sqrt(i / m) of all, together
+  // sqrt((m + 1) / 2) roundings. The gradients of a normalised row's weights sum to 0, so that in gq only
+  // what k differs from its mean is left, 0.23 (the spread of uniform numbers in 0.2 .. 1) of terms of size
+  // 0.6: 2.6 times as many roundings.
+  auto describe = [](Sample& sample, Sizes s, With w) -> Sample& {
+    const double roundings = 3 + std::sqrt((double(s.h / s.g) + 1) / 2);
+    return sample.sum_length(double(s.n + s.t + s.p)).half_roundings(w.floor ? roundings * 2.6 : roundings);
+  };
+  auto add = [&](const std::string& name, Sizes s, With w) -> Sample& {
+    const bool merge = w.merge;
+    Sample& sample = spec.sample(
+        name, inputs({s.b, s.t}, s, w), [merge](const std::vector<Tensor>& in) { return call(in, merge); },
+        [merge](const Arrays& in) { return naive(in, merge); });
+    return describe(sample, s, w).same_as([merge](const std::vector<Tensor>& in) {
+      return by_matrix(in, merge);
+    });
+  };
+  // s.b and s.t are those of the sequences.
+  auto add_ragged = [&](const std::string& name, Packed packed, Sizes s, With w) -> Sample& {
+    const bool merge = w.merge;
+    s.t = packed.longest;
+    std::vector<Input> in = inputs({packed.n}, s, w);
+    packed.tokens.clear();
+    for (size_t i = 0; i < in.size(); ++i) {
+      if (in[i].is_absent || i == 5) continue;
+      packed.tokens.push_back(i), in[i] = packed.rows(in[i]);
+    }
+    in.push_back(packed.offsets());
+    Sample& sample = spec.sample(
+        name, in,
+        [merge, packed](const std::vector<Tensor>& in) {
+          return call(in, merge, packed.sequences(in.back()));
+        },
+        packed.naive([merge](const Arrays& in) { return naive(in, merge); }));
+    return describe(sample, s, w);
   };
   add("1x1x1x1x1x1", {1, 1, 1, 1, 1, 1}, {}).small();
   add("2x5x1x2x3x4", {2, 5, 1, 2, 3, 4}, {.scale = true, .skip = true}).small();
@@ -191,8 +222,27 @@ OP_SPEC(matrix_scan) {
   large("1x212x1x1x64x64-both-merged-normed", {1, 212, 1, 1, 64, 64},
         {.floor = true, .merge = true, .both = true, .least = -0.1});
   large("1x212x1x1x128x64", {1, 212, 1, 1, 128, 64}, {.scale = true, .skip = true, .least = -0.02});
+  // Two windows, the last short, and three; a group of as many heads as models have.
+  large("1x353x2x2x64x64-both", {1, 353, 2, 2, 64, 64}, {.scale = true, .both = true, .least = -0.02});
+  large("1x225x1x2x64x64-normed", {1, 225, 1, 2, 64, 64}, {.floor = true, .least = -0.05});
+  large("1x40x1x6x128x64", {1, 40, 1, 6, 128, 64}, {.scale = true, .skip = true});
+  large("1x209x1x12x128x64", {1, 209, 1, 12, 128, 64}, {.scale = true, .skip = true, .least = -0.1});
   // The same widths, but merged directions of their own: not on tensor cores.
   large("1x40x1x2x64x64-merged-normed", {1, 40, 1, 2, 64, 64}, {.floor = true, .merge = true, .least = -0.1});
+  // Sequences in rows of one tensor.
+  for (const auto& [name, packed] : packed_cases({})) {
+    add_ragged(name, packed, {0, 0, 1, 2, 3, 2}, {.scale = true, .skip = true}).small();
+    add_ragged(name + "-merged-normed", packed, {0, 0, 2, 2, 2, 3}, {.floor = true, .merge = true}).small();
+  }
+  add_ragged("ragged-chunks", {{70, 0, 64, 1}, 140, 75, {}}, {0, 0, 1, 2, 4, 4}, {.scale = true});
+  add_ragged("ragged-128x64", {{20, 0, 1, 33}, 60, 40, {}}, {0, 0, 1, 2, 128, 64},
+             {.scale = true, .skip = true});
+  add_ragged("ragged-both-merged-normed", {{20, 0, 1, 33}, 60, 40, {}}, {0, 0, 2, 2, 64, 64},
+             {.floor = true, .merge = true, .both = true, .least = -0.1});
+  add_ragged("ragged-windows-128x64", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 2, 128, 64},
+             {.scale = true, .skip = true, .least = -0.02});
+  add_ragged("ragged-windows-both", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 1, 64, 64},
+             {.scale = true, .floor = true, .both = true, .least = -0.1});
   large("no-images", {0, 4, 1, 2, 3, 2}, {.scale = true, .skip = true});
   large("no-tokens", {2, 0, 1, 2, 3, 2}, {.floor = true});
   auto bad = [](Shape keys, Shape values, bool skip, Shape floor) {

@@ -1,26 +1,37 @@
 #pragma once
-// Windows of the tensor-core kernels, and the states between them.
+// Windows of tokens, each in its matrix form on the tensor cores, with states passed between them: bf16 with
+// f32 sums. See README.md.
 #include "core/half.h"
 #include "ops/matrix_scan/kernel.h"
 
 namespace occam::kernels {
 
+/// The state between windows: v k^T summed [lines,windows,p,n] (transposed), and the same of v = 1.
+struct WindowStates {
+  const bf16* states = nullptr;
+  const float* sums = nullptr;  // [lines,windows,n]; null without floor
+};
+
 /// `windows` of `step` tokens; blocks have `heads` heads each, `parts` of them for all heads (of a group).
+/// Lines are [b,2,h].
 struct WindowPlan {
   /// Blocks go through heads in both directions, which read the same q, k and v; else a block has one
   /// direction of a group, whose heads share scores.
   bool both = false;
   int64_t windows = 1, step = 0, parts = 1, heads = 1;
-  const bf16* states = nullptr;  // [b,2,h,windows,p,n]: what each window begins with, transposed
-  const float* sums = nullptr;   // [b,2,h,windows,n]: the same of v = 1
+  WindowStates before;  // what each window begins with
+  WindowStates after;   // and the gradient of what it ends with
+
+  OCCAM_HD bool connected() const { return windows > 1; }
 };
 
 WindowPlan window_plan(const MatrixScanShape& s, bool both);
 
-/// Floats of scratch for the states of a plan.
-int64_t window_state_floats(const MatrixScanShape& s, const WindowPlan& plan);
-/// Fills in plan.states and plan.sums, in `scratch`.
+/// Floats of scratch for the states of a plan; for a backward pass both kinds.
+int64_t window_state_floats(const MatrixScanShape& s, const WindowPlan& plan, bool backward);
+/// Fills in plan.before (and plan.after), in `scratch`.
 void window_states(const MatrixScanForward<bf16, float>& a, WindowPlan& plan, float* scratch, void* stream);
+void window_states(const MatrixScanBackward<bf16, float>& a, WindowPlan& plan, float* scratch, void* stream);
 
 /// Do both directions read the same q, k and v?
 template <class Args>
@@ -33,9 +44,11 @@ bool fits_windows(const MatrixScanForward<bf16, float>& a);
 int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a);
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream);
 
-/// The same for backward, of sequences of one window; with both directions in a block gq, gk and gv are
-/// [b,t,1,...], summed over the directions.
+/// The same for backward; with both directions in a block gq, gk and gv are [b,t,1,...], summed over the
+/// directions.
 bool fits_window_bwd(const MatrixScanBackward<bf16, float>& a);
-void window_bwd(const MatrixScanBackward<bf16, float>& a, void* stream);
+int64_t window_bwd_scratch(const MatrixScanBackward<bf16, float>& a);
+int64_t window_bwd_skips(const MatrixScanBackward<bf16, float>& a);
+void window_bwd(const MatrixScanBackward<bf16, float>& a, float* scratch, void* stream);
 
 }  // namespace occam::kernels
