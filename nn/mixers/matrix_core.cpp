@@ -1,5 +1,6 @@
 #include "nn/mixers/matrix_core.h"
 
+#include "ops/ragged.h"
 #include "ops/slice/op.h"
 #include "ops/view/op.h"
 
@@ -13,6 +14,15 @@ HeadQkv split_qkv(const Tensor& qkv, int64_t n) {
 Tensor for_both(const Tensor& x) {
   const Shape& s = x.shape();
   return reshape(x, {s[0], s[1], 1, s[2], s[3]});
+}
+
+Tensor scan_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,
+               MatrixScanOptions options, const Sequences& rows) {
+  for (Tensor* t : {&options.scale, &options.floor})
+    if (*t) *t = as_rows(*t, rows);
+  return as_image(matrix_scan(as_rows(q, rows), as_rows(k, rows), as_rows(v, rows), as_rows(log_decay, rows),
+                              options, rows),
+                  rows);
 }
 
 }  // namespace occam

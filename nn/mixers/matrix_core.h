@@ -17,6 +17,10 @@ HeadQkv split_qkv(const Tensor& qkv, int64_t n);
 /// [b,t,h,x] -> [b,t,1,h,x]: the same for both directions.
 Tensor for_both(const Tensor& x);
 
+/// matrix_scan of parts [b,t,...], where with `rows` b is 1 and the tokens are the rows of all sequences.
+Tensor scan_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,
+               MatrixScanOptions options, const Sequences& rows);
+
 /// Multiply-adds of the recurrent form of both directions for t tokens.
 inline int64_t scan_macs(const MixerShape& s, int64_t tokens, int64_t n) { return 4 * tokens * n * s.dim; }
 

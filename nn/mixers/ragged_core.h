@@ -8,6 +8,7 @@ namespace occam {
 /// rows of all sequences.
 class RaggedCore : public Module {
  public:
+  using Module::operator();
   Tensor operator()(const Tensor& x, const Sequences& rows) {
     return run(x, [&] { return forward(x, rows); });
   }
@@ -16,7 +17,7 @@ class RaggedCore : public Module {
 
  protected:
   virtual Tensor forward(const Tensor& x, const Sequences& rows) = 0;
-  Tensor forward(const Tensor& x) final { return forward(x, {}); }
+  Tensor forward(const Tensor& x) override { return forward(x, {}); }
 };
 
 }  // namespace occam

@@ -2,7 +2,6 @@
 // An element of the gates, the same on the host and in kernels.
 #include <cmath>
 
-#include "core/half.h"
 #include "ops/scan_gates/kernel.h"
 
 namespace occam::kernels {
@@ -36,9 +35,11 @@ OCCAM_HD void softplus_gates_back_at(const SoftplusGatesArgs<T, A>& a, int64_t n
 /// m before element n in its direction.
 template <class T, class A>
 OCCAM_HD A maximum_before(const ExponentialGatesArgs<T, A>& a, int64_t n) {
-  const int64_t width = 2 * a.s.h, token = n / width % a.s.t;
+  const int64_t width = 2 * a.s.h, row = n / width;
+  if (row >= a.s.used()) return A(0);
+  const int64_t sequence = a.s.sequence_of(row), begin = a.s.begin(sequence);
   const bool forward = n / a.s.h % 2 == 0;
-  if (token == (forward ? 0 : a.s.t - 1)) return A(0);
+  if (row == (forward ? begin : begin + a.s.length(sequence) - 1)) return A(0);
   return a.m[forward ? n - width : n + width];
 }
 template <class T, class A>

@@ -27,21 +27,22 @@ __global__ void exponential_gates_bwd_kernel(Args a, int64_t count) {
   OCCAM_GRID_LOOP(n, count) exponential_gates_back_at(a, n);
 }
 
-/// A warp for each (image, direction, head), 32 tokens at a time. A token maps m to max(m + keep, least), and
-/// maps compose: (keep, least) after (keep', least') is (keep + keep', max(least' + keep, least)).
+/// A warp for each (sequence, direction, head), 32 tokens at a time. A token maps m to max(m + keep, least),
+/// and maps compose: (keep, least) after (keep', least') is (keep + keep', max(least' + keep, least)).
 template <class T>
 __global__ void gate_maximum_kernel(GateShape s, const T* i, const T* f, float* m) {
   const int64_t lines = s.b * 2 * s.h, warps = int64_t(gridDim.x) * (blockDim.x / 32);
   const int lane = int(threadIdx.x) % 32;
   for (int64_t line = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) / 32; line < lines; line += warps) {
-    const int64_t which = line % (2 * s.h), image = line / (2 * s.h);
+    const int64_t which = line % (2 * s.h), sequence = line / (2 * s.h);
+    const int64_t begin = s.begin(sequence), length = s.length(sequence);
     float before = 0;
-    for (int64_t first = 0; first < s.t; first += 32) {
+    for (int64_t first = 0; first < length; first += 32) {
       const int64_t step = first + lane;
-      const int64_t token = which < s.h ? step : s.t - 1 - step;
-      const int64_t at = (image * s.t + token) * 2 * s.h + which;
+      const int64_t token = which < s.h ? step : length - 1 - step;
+      const int64_t at = (begin + token) * 2 * s.h + which;
       float keep = 0, least = 0;
-      if (step < s.t) keep = -softplus_of(-to_acc(f[at])), least = max_(to_acc(i[at]), 0.0f);
+      if (step < length) keep = -softplus_of(-to_acc(f[at])), least = max_(to_acc(i[at]), 0.0f);
 #pragma unroll
       for (int d = 1; d < 32; d *= 2) {
         const float keep_before = __shfl_up_sync(0xffffffffu, keep, d),
@@ -49,7 +50,7 @@ __global__ void gate_maximum_kernel(GateShape s, const T* i, const T* f, float* 
         if (lane >= d) least = max_(least_before + keep, least), keep += keep_before;
       }
       const float now = max_(before + keep, least);
-      if (step < s.t) m[at] = now;
+      if (step < length) m[at] = now;
       before = __shfl_sync(0xffffffffu, now, 31);
     }
   }
@@ -57,7 +58,7 @@ __global__ void gate_maximum_kernel(GateShape s, const T* i, const T* f, float* 
 
 template <class Args>
 void launch(void (*kernel)(Args, int64_t), const char* name, const Args& a, void* stream) {
-  const int64_t count = a.s.b * a.s.t * 2 * a.s.h;
+  const int64_t count = a.s.count();
   kernel<<<grid_for(count, kThreads), kThreads, 0, as_stream(stream)>>>(a, count);
   check_launch(name, stream);
 }

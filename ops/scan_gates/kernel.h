@@ -1,11 +1,12 @@
 #pragma once
-#include <cstdint>
+#include "core/rows.h"
 
 namespace occam::kernels {
 
 /// Gates [b,t,2,h].
-struct GateShape {
-  int64_t b = 0, t = 0, h = 0;
+struct GateShape : SequenceRows {
+  int64_t h = 0;
+  int64_t count() const { return rows() * 2 * h; }
 };
 
 /// Gradients take the same struct: gscale and glog_decay in (null: none), gx, gz out [b,t,2,h]: gz is what

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "ops/op.h"
+#include "ops/ragged.h"
 #include "ops/reduce/op.h"
 #include "ops/scan_gates/gates.h"
 #include "ops/scan_gates/kernel.h"
@@ -17,11 +18,16 @@ TensorOptions wide_like(const Tensor& x) {
 }
 /// Parameters beside the gates, in the precision of the results.
 Tensor wide(const Tensor& t, const Tensor& x) { return raw::to(t, wide_like(x).dtype); }
-GateShape sizes(const Shape& s) { return {s[0], s[1], s[3]}; }
+GateShape sizes(const Shape& s, const Tensor& offsets = {}, int64_t longest = 0) {
+  return {rows_of(s, offsets, longest), s[3]};
+}
+struct RaggedAttrs {
+  int64_t longest;
+};
 
 template <class Args, class Fn>
 void for_each_gate(const Args& a, const Fn& fn) {
-  const int64_t count = a.s.b * a.s.t * 2 * a.s.h;
+  const int64_t count = a.s.count();
 #pragma omp parallel for if (count > 4096)
   for (int64_t n = 0; n < count; ++n) fn(a, n);
 }
@@ -94,14 +100,15 @@ struct SoftplusGatesOp {
 };
 
 struct GateMaximumOp {
-  struct Attrs {};
-  static constexpr OpInfo info{
-      .name = "gate_maximum", .contract = "i: b t 2 h, f: b t 2 h -> b t 2 h", .cast = Cast::any};
+  using Attrs = RaggedAttrs;
+  static constexpr OpInfo info{.name = "gate_maximum",
+                               .contract = "i: b t 2 h, f: b t 2 h, offsets?: s -> b t 2 h",
+                               .cast = Cast::any};
   static constexpr NonDifferentiable kNoGradient{"a stabiliser: what is made with it does not depend on it"};
 
-  static Outs forward(Ctx&, In in, const Attrs&) {
-    const Tensor &i = in[0], f = raw::to(in[1], i.dtype());
-    const GateShape s = sizes(i.shape());
+  static Outs forward(Ctx&, In in, const Attrs& attrs) {
+    const Tensor &i = in[0], f = raw::to(in[1], i.dtype()), &offsets = in[2];
+    const GateShape s = sizes(i.shape(), offsets, attrs.longest);
     Tensor m = empty(i.shape(), wide_like(i));
     if (i.numel() == 0) {
     } else if (i.is_cuda()) {
@@ -114,16 +121,18 @@ struct GateMaximumOp {
         const int64_t width = 2 * s.h;
 #pragma omp parallel for if (i.numel() > 4096)
         for (int64_t line = 0; line < s.b * width; ++line) {
+          const int64_t begin = s.begin(line / width), length = s.length(line / width);
           T now = 0;
-          for (int64_t step = 0; step < s.t; ++step) {
-            int64_t token = line % width < s.h ? step : s.t - 1 - step;
-            int64_t at = (line / width * s.t + token) * width + line % width;
+          for (int64_t step = 0; step < length; ++step) {
+            int64_t token = begin + (line % width < s.h ? step : length - 1 - step);
+            int64_t at = token * width + line % width;
             now = std::max({now - kernels::softplus_of(-f.data<T>()[at]), i.data<T>()[at], T(0)});
             m.data<T>()[at] = now;
           }
         }
       });
     }
+    if (offsets) clear_unused_rows(m, offsets, s.rows());
     return {m};
   }
   static Cost cost(Shapes in, DType dtype, const Attrs&) {
@@ -132,18 +141,19 @@ struct GateMaximumOp {
 };
 
 struct ExponentialGatesOp {
-  struct Attrs {};
-  static constexpr OpInfo info{.name = "exponential_gates",
-                               .contract = "i: b t 2 h, f: b t 2 h, m: b t 2 h -> b t 2 h, b t 2 h, b t 2 h",
-                               .cast = Cast::any};
+  using Attrs = RaggedAttrs;
+  static constexpr OpInfo info{
+      .name = "exponential_gates",
+      .contract = "i: b t 2 h, f: b t 2 h, m: b t 2 h, offsets?: s -> b t 2 h, b t 2 h, b t 2 h",
+      .cast = Cast::any};
 
-  static Outs forward(Ctx& c, In in, const Attrs&) {
-    const Tensor &i = in[0], f = raw::to(in[1], i.dtype()), m = wide(in[2], i);
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
+    const Tensor &i = in[0], f = raw::to(in[1], i.dtype()), m = wide(in[2], i), &offsets = in[3];
+    const GateShape s = sizes(i.shape(), offsets, attrs.longest);
     Tensor scale = empty(i.shape(), wide_like(i)), log_decay = empty_like(scale), floor = empty_like(scale);
     auto arguments = [&]<class T, class A>() {
-      return kernels::ExponentialGatesArgs<T, A>{sizes(i.shape()), i.data<T>(),     f.data<T>(),
-                                                 m.data<A>(),      scale.data<A>(), log_decay.data<A>(),
-                                                 floor.data<A>()};
+      return kernels::ExponentialGatesArgs<T, A>{
+          s, i.data<T>(), f.data<T>(), m.data<A>(), scale.data<A>(), log_decay.data<A>(), floor.data<A>()};
     };
     if (i.numel() == 0) {
     } else if (i.is_cuda()) {
@@ -156,15 +166,18 @@ struct ExponentialGatesOp {
         for_each_gate(arguments.template operator()<T, T>(), kernels::exponential_gates_at<T, T>);
       });
     }
-    c.save({i, f, m});
+    for (const Tensor& y : {scale, log_decay, floor})
+      if (offsets) clear_unused_rows(y, offsets, s.rows());
+    c.save({i, f, m, offsets});
     return {scale, log_decay, floor};
   }
 
   static Grads backward(Ctx& c, GradsOut g) {
-    Tensor i = c.saved(0), f = c.saved(1), m = c.saved(2);
+    Tensor i = c.saved(0), f = c.saved(1), m = c.saved(2), offsets = c.saved(3);
+    const GateShape s = sizes(i.shape(), offsets, c.attrs<Attrs>().longest);
     Tensor gi = empty(i.shape(), wide_like(i)), gf = empty_like(gi);
     auto arguments = [&]<class T, class A>() {
-      kernels::ExponentialGatesArgs<T, A> a{sizes(i.shape()), i.data<T>(), f.data<T>(), m.data<A>()};
+      kernels::ExponentialGatesArgs<T, A> a{s, i.data<T>(), f.data<T>(), m.data<A>()};
       a.gscale = data<A>(g[0]), a.glog_decay = data<A>(g[1]);
       a.gi = gi.data<A>(), a.gf = gf.data<A>();
       return a;
@@ -180,7 +193,9 @@ struct ExponentialGatesOp {
         for_each_gate(arguments.template operator()<T, T>(), kernels::exponential_gates_back_at<T, T>);
       });
     }
-    return {c.needs(0) ? gi : Tensor(), c.needs(1) ? gf : Tensor(), Tensor()};
+    for (const Tensor& g : {gi, gf})
+      if (offsets) clear_unused_rows(g, offsets, s.rows());
+    return {c.needs(0) ? gi : Tensor(), c.needs(1) ? gf : Tensor(), Tensor(), Tensor()};
   }
   static Cost cost(Shapes in, DType dtype, const Attrs&) {
     return {40 * double(in[0].numel()), bytes_of(in.first(2), dtype) + 16 * double(in[0].numel())};
@@ -193,10 +208,16 @@ SoftplusGates softplus_gates(const Tensor& x, const Tensor& bias, const Tensor& 
   Outs y = apply<SoftplusGatesOp>({x, bias, a_log});
   return {y[0], y[1]};
 }
-Tensor gate_maximum(const Tensor& i, const Tensor& f) { return apply<GateMaximumOp>({i, f})[0]; }
-ExponentialGates exponential_gates(const Tensor& i, const Tensor& f, const Tensor& m) {
-  Outs y = apply<ExponentialGatesOp>({i, f, m});
-  return {y[0], y[1], y[2]};
+Tensor gate_maximum(const Tensor& i, const Tensor& f, const Sequences& rows) {
+  check_sequences("gate_maximum", rows, i);
+  return as_rows(
+      apply<GateMaximumOp>({as_image(i, rows), as_image(f, rows), rows.offsets}, {rows.longest})[0], rows);
+}
+ExponentialGates exponential_gates(const Tensor& i, const Tensor& f, const Tensor& m, const Sequences& rows) {
+  check_sequences("exponential_gates", rows, i);
+  Outs y = apply<ExponentialGatesOp>({as_image(i, rows), as_image(f, rows), as_image(m, rows), rows.offsets},
+                                     {rows.longest});
+  return {as_rows(y[0], rows), as_rows(y[1], rows), as_rows(y[2], rows)};
 }
 
 OCCAM_REGISTER(scan_gates, SoftplusGatesOp, GateMaximumOp, ExponentialGatesOp);

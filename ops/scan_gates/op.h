@@ -1,9 +1,10 @@
 #pragma once
-#include "core/tensor.h"
+#include "core/ragged.h"
 
 namespace occam {
 
 // Gates of the scans, [b,t,2,h] by direction and head. Results are f32 (f64 for f64) whatever the inputs are.
+// With `rows` [b,t] is [n]: each sequence as if called alone.
 
 struct SoftplusGates {
   Tensor scale, log_decay;  // both [b,t,2,h]
@@ -16,13 +17,14 @@ SoftplusGates softplus_gates(const Tensor& x, const Tensor& bias, const Tensor& 
 /// exponential gates are divided by (Beck et al., "xLSTM", arXiv 2405.04517, eq. 15, with 0 added, below
 /// which nothing needs help). i, f [b,t,2,h] -> [b,t,2,h]. No gradient: what is made with m does not depend
 /// on it.
-Tensor gate_maximum(const Tensor& i, const Tensor& f);
+Tensor gate_maximum(const Tensor& i, const Tensor& f, const Sequences& rows = {});
 
 struct ExponentialGates {
   Tensor scale, log_decay, floor;  // all [b,t,2,h]
 };
 /// scale = exp(i_t - m_t), log_decay = log sigmoid(f_t) + m_{t-1} - m_t, floor = exp(-m_t), where m_{t-1} is
 /// the m before t in its direction, 0 at its start. m takes no gradient.
-ExponentialGates exponential_gates(const Tensor& i, const Tensor& f, const Tensor& m);
+ExponentialGates exponential_gates(const Tensor& i, const Tensor& f, const Tensor& m,
+                                   const Sequences& rows = {});
 
 }  // namespace occam

@@ -3,8 +3,8 @@
 
 #include "ops/activation/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/scan_gates/op.h"
-#include "ops/spec.h"
 
 namespace {
 using namespace occam::spec;
@@ -104,6 +104,34 @@ OP_SPEC(scan_gates) {
   add("1x33x2-wide", 1, 33, 2, 12);
   add("3x70x2", 3, 70, 2, 2);
   add("no-tokens", 2, 0, 2, 1);
+  std::vector<std::pair<std::string, Packed>> cases = packed_cases({0, 1});
+  cases.push_back({"ragged-long", {{40, 0, 70, 1}, 115, 75, {0, 1}}});
+  for (const auto& [name, p] : cases) {
+    auto rows = [&p = p](double spread, double mean = 0) { return p.rows(randn({p.n, 2, 3}, spread, mean)); };
+    spec.sample(
+            name + "-maximum", {rows(2), rows(2, 2), p.offsets()},
+            [p = p](const std::vector<Tensor>& in) {
+              return std::vector{occam::gate_maximum(in[0], in[1], p.sequences(in[2]))};
+            },
+            p.naive(naive_maximum))
+        .sum_length(double(p.longest))
+        .half_roundings(0)
+        .no_gradient()
+        .small();
+    Packed with_m = p;
+    with_m.tokens = {0, 1, 2};
+    spec.sample(
+            name + "-exponential",
+            {rows(1), rows(1), p.rows(uniform({p.n, 2, 3}, 0, 3)).no_grad(), p.offsets()},
+            [p = p](const std::vector<Tensor>& in) {
+              occam::ExponentialGates y = occam::exponential_gates(in[0], in[1], in[2], p.sequences(in[3]));
+              return std::vector{y.scale, y.log_decay, y.floor};
+            },
+            with_m.naive(naive_exponential))
+        .conditioned(7)
+        .half_roundings(0.51)
+        .small();
+  }
   spec.bad(
       "directions",
       [] {

@@ -215,7 +215,14 @@ TEST(Ragged, Sequences) {
   EXPECT_EQ(rows.begin(1), 2);
   EXPECT_EQ(rows.length(1), 1);
   EXPECT_EQ(rows.rows(), 5);
+  EXPECT_EQ(rows.used(), 3);
   EXPECT_EQ((SequenceRows{2, 7}.begin(1)), 7);
+  EXPECT_EQ((SequenceRows{2, 7}.sequence_of(7)), 1);
+  const std::vector<int32_t> with_empty{0, 0, 2, 2, 2, 5, 5};
+  std::vector<int64_t> owners;
+  for (int64_t row = 0; row < 5; ++row)
+    owners.push_back(SequenceRows{6, 3, with_empty.data(), 9}.sequence_of(row));
+  EXPECT_EQ(owners, (std::vector<int64_t>{1, 1, 4, 4, 4}));
   clear_unused_rows(x, s.offsets, 5);
   EXPECT_EQ(x.to_vector<float>(), (std::vector<float>{1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0, 0, 0, 0}));
 

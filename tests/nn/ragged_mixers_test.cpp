@@ -38,6 +38,7 @@ std::vector<Case> taking() {
   for (const MixerEntry& entry : mixer_table())
     if (made({entry.name, {}})->takes_ragged()) cases.push_back({entry.name, {}});
   for (const char* name : {"mingru", "minlstm"}) cases.push_back({name, {{"gates", "dense"}}});
+  cases.push_back({"linear_attention", {{"gate", "decay"}}});
   return cases;
 }
 

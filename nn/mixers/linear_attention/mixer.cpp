@@ -30,7 +30,7 @@ struct FeatureOptions : KeyOptions {
 };
 
 /// `linear`: all pairs of tokens by products of features.
-class FeatureProducts : public Module {
+class FeatureProducts : public RaggedCore {
  public:
   FeatureProducts(const MixerShape& s, const FeatureOptions& o)
       : n_(o.key_of(s)),
@@ -55,7 +55,7 @@ class FeatureProducts : public Module {
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     const auto qk_v = split(qkv_(x), 3, {2 * n_, w});
     Tensor keys = qk_v[0];  // q beside k
@@ -67,9 +67,9 @@ class FeatureProducts : public Module {
       keys = keys * std::pow(double(n_), -0.25);
     const TensorOptions wide{x.dtype() == DType::f64 ? DType::f64 : DType::f32, x.device()};
     const auto qk = split(keys, 3, {n_, n_});
-    Tensor y = matrix_scan(for_both(qk[0]), for_both(qk[1]), for_both(qk_v[1]),
-                           gate_ ? decay(x) : zeros({b, t, 2, h}, wide),
-                           {.floor = full({b, t, 1, h}, floor_, wide), .merge = true});
+    Tensor y = scan_of(for_both(qk[0]), for_both(qk[1]), for_both(qk_v[1]),
+                       gate_ ? decay(x) : zeros({b, t, 2, h}, wide),
+                       {.floor = full({b, t, 1, h}, floor_, wide), .merge = true}, rows);
     return reshape(y, {b, t, h, w});
   }
 

@@ -5,6 +5,7 @@
 #include "ops/activation/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/matrix_scan/op.h"
+#include "ops/ragged.h"
 #include "ops/scan_gates/op.h"
 #include "ops/slice/op.h"
 #include "ops/view/op.h"
@@ -24,7 +25,7 @@ void new_gate_bias(const Tensor& bias, uint64_t) {
 }
 
 /// `cell`: matrix memories with exponential input gates, one for each head and direction.
-class MatrixLstm : public Module {
+class MatrixLstm : public RaggedCore {
  public:
   MatrixLstm(const MixerShape& s, int64_t n)
       : n_(n),
@@ -47,16 +48,19 @@ class MatrixLstm : public Module {
 
  protected:
   /// x [b,t,h,w] -> [b,t,h,2w].
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     auto [q, k, v] = split_qkv(qkv_(x), n_);
     // [b,t,h,4] -> [b,t,gate,direction,h]
     Tensor gates = reshape(permute(gates_(x), {0, 1, 3, 2}), {b, t, 2, 2, h}) + gate_bias_.value();
-    auto gate = [&](int64_t which) { return reshape(slice(gates, 2, which, 1), {b, t, 2, h}); };
+    auto gate = [&](int64_t which) {
+      return as_rows(reshape(slice(gates, 2, which, 1), {b, t, 2, h}), rows);
+    };
     const Tensor i = gate(0), f = gate(1);
-    ExponentialGates g = exponential_gates(i, f, gate_maximum(i, f));
-    Tensor y = matrix_scan(for_both(q), for_both(k * std::pow(double(n_), -0.5)), for_both(v), g.log_decay,
-                           {.scale = g.scale, .floor = g.floor});
+    ExponentialGates g = exponential_gates(i, f, gate_maximum(i, f, rows), rows);
+    for (Tensor* part : {&g.scale, &g.log_decay, &g.floor}) *part = as_image(*part, rows);
+    Tensor y = scan_of(for_both(q), for_both(k * std::pow(double(n_), -0.5)), for_both(v), g.log_decay,
+                       {.scale = g.scale, .floor = g.floor}, rows);
     return reshape(y, {b, t, h, 2 * w}) * sigmoid(output_(x));
   }
 

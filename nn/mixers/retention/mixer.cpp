@@ -2,6 +2,8 @@
 
 #include "nn/mixers/matrix_core.h"
 #include "nn/plan.h"
+#include "ops/activation/op.h"
+#include "ops/cast/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/matrix_scan/op.h"
 #include "ops/view/op.h"
@@ -11,7 +13,7 @@ namespace occam {
 namespace {
 
 /// `retain`: fixed decays, one for each head, in both directions at once.
-class Retain : public Module {
+class Retain : public RaggedCore {
  public:
   Retain(const MixerShape& s, int64_t n)
       : n_(n), macs_(scan_macs(s, 1, n)), qkv_(s.heads, s.head_dim(), 2 * n + s.head_dim(), false) {
@@ -30,12 +32,13 @@ class Retain : public Module {
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     auto [q, k, v] = split_qkv(qkv_(x), n_);
     if (log_decay_.device() != x.device()) log_decay_ = raw::to(log_decay_, x.device());
-    Tensor y = matrix_scan(for_both(q * row_scale(t, options_of(q))), for_both(k), for_both(v),
-                           raw::expand(log_decay_, {b, t, 2, h}), {.merge = true});
+    const Tensor scale = rows ? row_scale(rows, x) : row_scale(t, options_of(q));
+    Tensor y = scan_of(for_both(q * scale), for_both(k), for_both(v), raw::expand(log_decay_, {b, t, 2, h}),
+                       {.merge = true}, rows);
     return reshape(y, {b, t, h, w});
   }
 
@@ -56,6 +59,15 @@ class Retain : public Module {
     row_scale_ =
         raw::to(raw::to(from_vector(scale, {1, t, int64_t(logs_.size()), 1}), options.dtype), options.device);
     return row_scale_;
+  }
+  /// The same where a row's place and the length of its sequence are known to the device alone: the sum is
+  /// the retention of ones. Rows of no sequence have a sum of 0, which is raised to 1.
+  Tensor row_scale(const Sequences& rows, const Tensor& x) const {
+    const int64_t t = x.size(1), h = x.size(2);
+    const Tensor one = ones({1, t, 1, h, 1}, {DType::f32, x.device()});
+    const Tensor sum = scan_of(one, one, one, raw::expand(log_decay_, {1, t, 2, h}), {.merge = true}, rows);
+    const Tensor at_least_one = add_scalar(relu(add_scalar(sum, -1)), 1);
+    return cast(reshape(exp(log(at_least_one * double(n_)) * -0.5), {1, t, h, 1}), x.dtype());
   }
 
   int64_t n_, macs_;
