@@ -15,10 +15,11 @@ namespace occam {
 
 namespace {
 
-/// Rows of queries whose scores are held at a time: about 64, of nearly equal size so that no product is
-/// left with a few rows.
-int64_t tile_rows(int64_t t) {
-  int64_t tiles = (t + 63) / 64;
+/// Rows of queries whose scores are held at a time, of nearly equal size so that no product is left with a
+/// few rows: about 128, since every product packs the keys and values anew; 64 where there are few heads to
+/// share among threads.
+int64_t tile_rows(int64_t t, int64_t heads) {
+  const int64_t most = heads < 16 ? 64 : 128, tiles = (t + most - 1) / most;
   return (t + tiles - 1) / tiles;
 }
 
@@ -96,9 +97,9 @@ Tensor thread_scratch(int64_t count) {
 
 template <class T>
 void attention_forward_cpu(const AttentionCpu<T>& a) {
-  int64_t rows = tile_rows(a.t), tiles = (a.t + rows - 1) / rows, items = a.b * a.h * tiles;
+  int64_t rows = tile_rows(a.t, a.b * a.h), tiles = (a.t + rows - 1) / rows, items = a.b * a.h * tiles;
   int64_t stride = 3 * a.h * a.d, out_stride = a.h * a.d;
-  Tensor scratch = thread_scratch<T>(rows * a.t);
+  Tensor scratch = thread_scratch<T>(rows * (a.t + 1));
   T* room = scratch.data<T>();
 #pragma omp parallel for schedule(static)
   for (int64_t item = 0; item < items; ++item) {
@@ -107,20 +108,20 @@ void attention_forward_cpu(const AttentionCpu<T>& a) {
     const T* q = a.qkv + b * a.t * stride + h * a.d;
     const T *k = q + out_stride, *v = k + out_stride;
     const uint8_t* mask = a.key_mask ? a.key_mask + b * a.t : nullptr;
-    T* s = room + omp_get_thread_num() * rows * a.t;
+    T* s = room + omp_get_thread_num() * rows * (a.t + 1);
     T* y = a.y + (b * a.t + first) * out_stride + h * a.d;
     product(false, true, count, a.t, a.d, a.scale, q + first * stride, stride, k, stride, 0, s, a.t);
-    for (int64_t i = 0; i < count; ++i) {
-      T sum = softmax_numerators(s + i * a.t, mask, a.t, a.lse[(b * a.h + h) * a.t + first + i]);
-      scale_row(s + i * a.t, sum == 0 ? T(0) : 1 / sum, a.t);
-    }
+    T* sums = s + rows * a.t;
+    for (int64_t i = 0; i < count; ++i)
+      sums[i] = softmax_numerators(s + i * a.t, mask, a.t, a.lse[(b * a.h + h) * a.t + first + i]);
     product(false, false, count, a.d, a.t, 1, s, a.t, v, stride, 0, y, out_stride);
+    for (int64_t i = 0; i < count; ++i) scale_row(y + i * out_stride, sums[i] == 0 ? T(0) : 1 / sums[i], a.d);
   }
 }
 
 template <class T>
 void attention_backward_cpu(const AttentionCpu<T>& a) {
-  int64_t rows = tile_rows(a.t), stride = 3 * a.h * a.d, out_stride = a.h * a.d;
+  int64_t rows = tile_rows(a.t, a.b * a.h), stride = 3 * a.h * a.d, out_stride = a.h * a.d;
   Tensor scratch = thread_scratch<T>(2 * rows * a.t);
   T* room = scratch.data<T>();
   // A head to a thread: the tiles of a head add to the same gradients of k and v, in order.

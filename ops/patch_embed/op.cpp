@@ -1,5 +1,7 @@
 #include "ops/patch_embed/op.h"
 
+#include <algorithm>
+
 #include "ops/linear/op.h"
 #include "ops/op.h"
 #include "ops/patch_embed/kernel.h"
@@ -7,6 +9,14 @@
 
 namespace occam {
 namespace {
+
+/// copy(element of the patches, pixel) for every row of a patch: p pixels that follow one another.
+template <class Copy>
+void for_rows_of_patches(const kernels::PatchGrid& grid, const Copy& copy) {
+  const int64_t rows = grid.count() / grid.p;
+#pragma omp parallel for schedule(static) if (grid.count() > 16384)
+  for (int64_t row = 0; row < rows; ++row) copy(row * grid.p, grid.pixel(row * grid.p));
+}
 
 /// [b, c, H, W] -> [b, (H/p)(W/p), c p p]: the matrix that turns the convolution into a product.
 struct Patchify {
@@ -28,9 +38,8 @@ struct Patchify {
       dispatch_float(x.dtype(), [&]<class T>() {
         const T* from = x.data<T>();
         T* to = y.data<T>();
-        int64_t n = grid.count();
-#pragma omp parallel for if (n > 16384)
-        for (int64_t i = 0; i < n; ++i) to[i] = from[grid.pixel(i)];
+        for_rows_of_patches(grid,
+                            [&](int64_t i, int64_t pixel) { std::copy_n(from + pixel, grid.p, to + i); });
       });
     }
     return {y};
@@ -48,7 +57,10 @@ struct Patchify {
       });
     } else {
       dispatch_float(gx.dtype(), [&]<class T>() {
-        for (int64_t i = 0, n = grid.count(); i < n; ++i) gx.data<T>()[grid.pixel(i)] = gy[0].data<T>()[i];
+        const T* from = gy[0].data<T>();
+        T* to = gx.data<T>();
+        for_rows_of_patches(grid,
+                            [&](int64_t i, int64_t pixel) { std::copy_n(from + i, grid.p, to + pixel); });
       });
     }
     return {gx};
