@@ -32,12 +32,13 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
                         warp, lane);
   };
   // Products of W_hh and W_ih with a step's dz.
-  auto times = [&](float(&d)[kImages / 2], uint32_t weights, uint32_t z) {
+  auto times = [&](float(&d)[kImages / 2], bool of_h, uint32_t z) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kGates / 16; ++k)
-      wgmma<kImages, true, false>(d, weights + k * kStepAcross,
-                                  z + k / 4 * (R::kPair / 16) + k % 4 * kStepAlong, k > 0);
+      if (given_gate(kCell, k / 4, of_h) >= 0)
+        wgmma<kImages, true, false>(d, (of_h ? w_hh : w_ih) + k * kStepAcross,
+                                    z + k / 4 * (R::kPair / 16) + k % 4 * kStepAlong, k > 0);
     wgmma_commit();
   };
   // dx of a step is made while the cell of the step after is computed, goes to its tile after that and out
@@ -65,7 +66,7 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
 #pragma unroll 1
   for (int step = 0; step < 2 * w.pairs; ++step) {
     const int pair = step / 2, s = step % 2;
-    times(dx, w_ih, operand(tile_of(step + 3)));  // of the step before
+    times(dx, false, operand(tile_of(step + 3)));  // of the step before
     w.wait(kFactorsFull, kSlots, step);
     if (s == 0 && pair >= kSlots) w.wait(kGzFree, kSlots, pair - kSlots);
     const uint32_t from = w.room + R::factors + uint32_t(step % kSlots) * R::kFactors + uint32_t(thread) * 16;
@@ -106,19 +107,17 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
 #pragma unroll
     for (int q = 0; q < 4; ++q) store_units<kImages>(gz[q], tile + q * R::kPair, warp, lane);
     fence_async();
-    if (warp == 0) store_wait_read<0>();
+    store_wait_read<0>();
     __syncwarp();
     named_sync(2, kGroup);
-    if (warp == 0) {
-      if (lane == 0) w.arrive(kFactorsFree, kSlots, step);
-      if (s == 1) {
-        if (lane == 0) w.arrive(kGzFull, kSlots, pair);
-        if (pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
-      }
-      if (step >= 2) send_dx(step - 2);
+    if (thread == 0) {
+      w.arrive(kFactorsFree, kSlots, step);
+      if (s == 1) w.arrive(kGzFull, kSlots, pair);
     }
+    if (s == 1 && pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
+    if (step >= 2) send_dx(step - 2);
     __syncwarp();
-    times(dh, w_hh, operand(tile));
+    times(dh, true, operand(tile));
     wgmma_wait<1>();
     pin(dx);
     keep_dx(step + 1);  // of the step before
@@ -130,19 +129,17 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
     for (int i = 0; i < kImages / 2; ++i)
       gh[i] = dh[i] + (i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]));
   }
-  times(dx, w_ih, operand(tile_of(2 * w.pairs - 1)));
-  if (warp == 0) store_wait_read<0>();
+  times(dx, false, operand(tile_of(2 * w.pairs - 1)));
+  store_wait_read<0>();
   named_sync(2, kGroup);
   wgmma_wait<0>();
   pin(dx);
   keep_dx(2 * w.pairs - 1);
   fence_async();
   named_sync(2, kGroup);
-  if (warp == 0) {
-    send_dx(2 * w.pairs - 2);
-    send_dx(2 * w.pairs - 1);
-    store_wait_read<0>();
-  }
+  send_dx(2 * w.pairs - 2);
+  send_dx(2 * w.pairs - 1);
+  store_wait_read<0>();
   if (gb == nullptr) return;
 #pragma unroll
   for (int q = 0; q < 4; ++q)
@@ -181,7 +178,7 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
       w.arrive(kGzFree, kSlots, pair);
       w.arrive(kInputsFree, kInputSlots, pair);
     }
-    if (group == 0 && warp == 0 && pair + kInputSlots < w.pairs) {
+    if (group == 0 && (warp == 0 || w.places != 0) && pair + kInputSlots < w.pairs) {
       w.wait(kInputsFree, kInputSlots, pair);
       fetch_inputs<kImages>(w, maps, pair + kInputSlots);
     }
@@ -220,10 +217,13 @@ __global__ void __launch_bounds__(kThreads, 1)
          .first = int(blockIdx.x) * kImages,
          .which = blockIdx.y};
   for (int i = int(threadIdx.x); i < 2 * kGates * 8; i += kThreads) {
-    const int row = i / 8, piece = i % 8;
-    const bf16* from =
-        (row < kGates ? a.w_ih : a.w_hh) + (w.which * kGates + row % kGates) * kWidth + piece * 8;
-    *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = *reinterpret_cast<const uint4*>(from);
+    const int row = i / 8, piece = i % 8, given = given_gate(kCell, row % kGates / kWidth, row >= kGates);
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (given >= 0) {
+      const int64_t from = w.which * given_gates(kCell) * kWidth + given * kWidth + row % kWidth;
+      v = *reinterpret_cast<const uint4*>((row < kGates ? a.w_ih : a.w_hh) + from * kWidth + piece * 8);
+    }
+    *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = v;
   }
   if (w.places != 0) {
     int* places = reinterpret_cast<int*>(room + R::places);
@@ -252,9 +252,11 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     barrier_init_fence();
   }
-  if (threadIdx.x < kWarp) {
-    __syncwarp();
+  __syncthreads();
+  if (threadIdx.x < kGroup) {
+#pragma unroll 1
     for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
+#pragma unroll 1
     for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
       if (kCell == Cell::lstm) fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
       fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
@@ -296,12 +298,14 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
         const float4 more = from[n * stride];
         sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
       }
-      const int64_t row = at / 32, column = at % 32;  // of the parts: 64 of w_ih, 64 of w_hh
-      if (is_bias) {
-        if (a.gb_ih != nullptr) reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
-        if (a.gb_hh != nullptr) reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
-      } else if (float* gw = column < 16 ? a.gw_ih : a.gw_hh; gw != nullptr) {
-        reinterpret_cast<float4*>(gw)[row * 16 + column % 16] = sum;
+      // Of the parts a row is 64 of w_ih, 64 of w_hh; a GRU's third gate has a row for each.
+      const int64_t row = is_bias ? 4 * at : at / 32, column = is_bias ? 0 : at % 32;
+      for (bool of_h : {false, true}) {
+        const int given = given_gate(a.s.cell, int(row % kGates / kWidth), of_h);
+        const int64_t to = (row / kGates * given_gates(a.s.cell) + given) * kWidth + row % kWidth;
+        float* g = is_bias ? (of_h ? a.gb_hh : a.gb_ih) : (of_h ? a.gw_hh : a.gw_ih);
+        if (g == nullptr || given < 0 || (!is_bias && of_h != column >= 16)) continue;
+        reinterpret_cast<float4*>(g)[is_bias ? to / 4 : to * 16 + column % 16] = sum;
       }
     } else {
       const int64_t at = i - weights - biases;

@@ -134,7 +134,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   // Of a row a lane holds columns 16 q to 16 q + 15, as mma.sync's columns 2q, 2q+1, 2q+8 and 2q+9 of four
   // products: sums may be taken in any order, and so both operands are read in pieces of 16 bytes.
   uint32_t w_x[kProducts][4][4], w_h[kProducts][4][4];
-  constexpr int kRows = kCell == Cell::lstm ? kGates : 3 * kWidth;  // as the weights are given
+  constexpr int kRows = given_gates(kCell) * kWidth;
   auto load_row = [&](uint32_t(&w)[4][4], const bf16* weights, bool given, int half, bool halve) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -151,11 +151,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int gate = Rows::gate(m, half);
-      // A GRU's third gate has two rows, one with weights of x alone, one with weights of h.
-      const int of_x = kCell == Cell::lstm || gate < 3 ? gate : -1, of_h = kCell == Cell::lstm || gate < 2
-                                                                               ? gate
-                                                                           : gate == 3 ? 2
-                                                                                       : -1;
+      const int of_x = given_gate(kCell, gate, false), of_h = given_gate(kCell, gate, true);
       const int64_t at = int64_t(line) * kRows + Rows::state(warp, g, half);
       const int64_t at_x = at + of_x * kWidth, at_h = at + of_h * kWidth;
       load_row(w_x[m], a.w_ih + at_x * kWidth, of_x >= 0, half, is_sigmoid<kCell>(gate));
