@@ -17,7 +17,7 @@ namespace {
 
 #ifdef OCCAM_WARPGROUP
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool wants_x, float* gb) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -54,8 +54,8 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
   };
   auto send_dx = [&](int step) {
     if (!wants_x) return;  // made all the same: a branch around wgmma would make all of them wait
-    store_step<kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx, (w.head * 2 + w.direction) * kWidth,
-                        2 * w.pairs - 1 - step);
+    store_step<kRagged, kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx,
+                                 (w.head * 2 + w.direction) * kWidth, 2 * w.pairs - 1 - step);
   };
   w.wait(kGyFull, kSlots, 0);
   load_gy(0);
@@ -107,15 +107,17 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
 #pragma unroll
     for (int q = 0; q < 4; ++q) store_units<kImages>(gz[q], tile + q * R::kPair, warp, lane);
     fence_async();
-    store_wait_read<0>();
+    if (starts_copies<kRagged>()) store_wait_read<0>();
     __syncwarp();
     named_sync(2, kGroup);
-    if (thread == 0) {
-      w.arrive(kFactorsFree, kSlots, step);
-      if (s == 1) w.arrive(kGzFull, kSlots, pair);
+    if (starts_copies<kRagged>()) {
+      if (thread == 0) w.arrive(kFactorsFree, kSlots, step);
+      if (s == 1) {
+        if (thread == 0) w.arrive(kGzFull, kSlots, pair);
+        if (pair + kSlots < w.pairs) fetch<kRagged, kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
+      }
+      if (step >= 2) send_dx(step - 2);
     }
-    if (s == 1 && pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
-    if (step >= 2) send_dx(step - 2);
     __syncwarp();
     times(dh, true, operand(tile));
     wgmma_wait<1>();
@@ -130,27 +132,30 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
       gh[i] = dh[i] + (i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]));
   }
   times(dx, false, operand(tile_of(2 * w.pairs - 1)));
-  store_wait_read<0>();
+  if (starts_copies<kRagged>()) store_wait_read<0>();
   named_sync(2, kGroup);
   wgmma_wait<0>();
   pin(dx);
   keep_dx(2 * w.pairs - 1);
   fence_async();
   named_sync(2, kGroup);
-  send_dx(2 * w.pairs - 2);
-  send_dx(2 * w.pairs - 1);
-  store_wait_read<0>();
+  if (starts_copies<kRagged>()) {
+    send_dx(2 * w.pairs - 2);
+    send_dx(2 * w.pairs - 1);
+    store_wait_read<0>();
+  }
   if (gb == nullptr) return;
+  const int last = thread_again() % kGroup, unit = last / kWarp * 16 + last % kWarp / 4;
 #pragma unroll
   for (int q = 0; q < 4; ++q)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = warp_reduce<4>(sums[q][half], SumOp{});
-      if (lane % 4 == 0) gb[q * kWidth + warp * 16 + half * 8 + lane / 4] = sum;
+      if (last % 4 == 0) gb[q * kWidth + half * 8 + unit] = sum;
     }
 }
 
-template <int kImages>
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int group, float* gw) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -178,9 +183,9 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
       w.arrive(kGzFree, kSlots, pair);
       w.arrive(kInputsFree, kInputSlots, pair);
     }
-    if (group == 0 && (warp == 0 || w.places != 0) && pair + kInputSlots < w.pairs) {
+    if (group == 0 && starts_copies<kRagged>() && pair + kInputSlots < w.pairs) {
       w.wait(kInputsFree, kInputSlots, pair);
-      fetch_inputs<kImages>(w, maps, pair + kInputSlots);
+      fetch_inputs<kRagged, kImages>(w, maps, pair + kInputSlots);
     }
     __syncwarp();
   }
@@ -199,7 +204,7 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
 
 #endif
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 __global__ void __launch_bounds__(kThreads, 1)
     lstm_bwd_pass(LstmFusedBackward a, const __grid_constant__ Maps maps) {
 #ifdef OCCAM_WARPGROUP
@@ -208,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char* room = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
   Work w{.room = shared_address(room),
          .barriers = shared_address(room) + R::barriers,
-         .places = a.s.offsets == nullptr ? 0 : shared_address(room) + R::places,
+         .places = shared_address(room) + R::places,
          .t = int(a.s.t),
          .pairs = int(a.s.t + 1) / 2,
          .direction = int(blockIdx.y) / int(a.s.h),
@@ -225,7 +230,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = v;
   }
-  if (w.places != 0) {
+  if constexpr (kRagged) {
     int* places = reinterpret_cast<int*>(room + R::places);
     if (threadIdx.x < kImages) {
       const int64_t image = w.first + int(threadIdx.x);
@@ -252,14 +257,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     barrier_init_fence();
   }
-  __syncthreads();
-  if (threadIdx.x < kGroup) {
+  if (kRagged) __syncthreads();  // for the others of the first warpgroup
+  if (threadIdx.x < kGroup && starts_copies<kRagged>()) {
 #pragma unroll 1
-    for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
+    for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair)
+      fetch_inputs<kRagged, kImages>(w, maps, pair);
 #pragma unroll 1
     for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
-      if (kCell == Cell::lstm) fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
-      fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
+      if (kCell == Cell::lstm) fetch<kRagged, kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
+      fetch<kRagged, kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
     }
   }
   fence_async();
@@ -268,15 +274,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroup, 0);
   if (group < 2) {
     more_registers<160>();
-    weights<kImages>(w, maps, group,
-                     a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
+    weights<kRagged, kImages>(w, maps, group,
+                              a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
   } else if (group == 2) {
     fewer_registers<96>();
-    gates<kCell, kImages>(w, maps, a.b_ih, a.b_hh);
+    gates<kCell, kRagged, kImages>(w, maps, a.b_ih, a.b_hh);
   } else {
     fewer_registers<96>();
-    chain<kCell, kImages>(w, maps, a.gx_parts != nullptr,
-                          a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
+    chain<kCell, kRagged, kImages>(w, maps, a.gx_parts != nullptr,
+                                   a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
   }
 #endif
 }
@@ -321,21 +327,20 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
   }
 }
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 void launch(const LstmFusedBackward& a, void* stream) {
   const LstmShape& s = a.s;
   const int64_t tiles = div_up<int64_t>(s.b, kImages), row = s.h * kWidth;
   auto map = [&](const bf16* data, int64_t columns) {
-    return s.offsets == nullptr ? tensor_map(data, s.b, s.t, columns, 1, kImages)
-                                : tensor_map(data, s.rows(), columns, 1);
+    return kRagged ? tensor_map(data, s.rows(), columns, 1) : tensor_map(data, s.b, s.t, columns, 1, kImages);
   };
   Maps maps{.x = map(a.x, row),
             .y = map(a.y, 2 * row),
             .cells = map(kCell == Cell::lstm ? a.cells : a.y, 2 * row),
             .gy = map(a.gy, 2 * row),
             .gx = map(a.gx_parts != nullptr ? a.gx_parts : a.gy, 2 * row)};
-  allow_shared(lstm_bwd_pass<kCell, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
-  lstm_bwd_pass<kCell, kImages>
+  allow_shared(lstm_bwd_pass<kCell, kRagged, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
+  lstm_bwd_pass<kCell, kRagged, kImages>
       <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(
           a, maps);
   check_launch("lstm_bwd_pass", stream);
@@ -352,7 +357,7 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   if (a.s.capacity > 1 << 30) return 0;
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, 8>));
+    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, false, 8>));
     return attributes.maxThreadsPerBlock == 4 * kGroup;
   }();
   if (!built) return 0;
@@ -368,10 +373,14 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
 }
 
 void lstm_bwd_fused(const LstmFusedBackward& a, void* stream) {
+  auto of = [&]<Cell kCell, bool kRagged>() {
+    if (a.images == 8) return launch<kCell, kRagged, 8>(a, stream);
+    if (a.images == 16) return launch<kCell, kRagged, 16>(a, stream);
+    launch<kCell, kRagged, 24>(a, stream);
+  };
   auto of_cell = [&]<Cell kCell>() {
-    if (a.images == 8) return launch<kCell, 8>(a, stream);
-    if (a.images == 16) return launch<kCell, 16>(a, stream);
-    launch<kCell, 24>(a, stream);
+    if (a.s.offsets != nullptr) return of.template operator()<kCell, true>();
+    of.template operator()<kCell, false>();
   };
   if (a.s.cell == Cell::lstm) return of_cell.template operator()<Cell::lstm>();
   of_cell.template operator()<Cell::gru>();
