@@ -3,6 +3,7 @@
 #include "nn/init.h"
 #include "nn/plan.h"
 #include "ops/lstm/op.h"
+#include "ops/ragged.h"
 
 namespace occam {
 
@@ -18,8 +19,10 @@ Shape HeadRnn::plan(const Shape& x, Plan& plan) const {
   return x.with(-1, 2 * weight_hh_.shape()[-1]);
 }
 
-Tensor HeadRnn::forward(const Tensor& x) {
-  return op_(x, weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value(), {});
+Tensor HeadRnn::forward(const Tensor& x, const Sequences& rows) {
+  return as_image(
+      op_(as_rows(x, rows), weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value(), rows),
+      rows);
 }
 
 HeadLstm::HeadLstm(int64_t heads, int64_t in, int64_t hidden) : HeadRnn(lstm, 4, heads, in, hidden) {}

@@ -1,13 +1,12 @@
 #pragma once
 // The recurrent networks of all heads and both directions as a module.
-#include "core/ragged.h"
-#include "nn/module.h"
+#include "nn/mixers/ragged_core.h"
 
 namespace occam {
 
 /// [b, t, h, in] -> [b, t, h, 2 hidden]: an op of ops/lstm with its weights as parameters, PyTorch's default
 /// values.
-class HeadRnn : public Module {
+class HeadRnn : public RaggedCore {
  public:
   using Op = Tensor(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih,
                     const Tensor& b_hh, const Sequences& rows);
@@ -15,7 +14,7 @@ class HeadRnn : public Module {
   Shape plan(const Shape& x, Plan& plan) const override;
 
  protected:
-  Tensor forward(const Tensor& x) override;
+  Tensor forward(const Tensor& x, const Sequences& rows) override;
 
  private:
   Op* op_;

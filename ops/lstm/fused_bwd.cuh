@@ -106,7 +106,7 @@ __device__ __forceinline__ void store_units(const uint32_t (&r)[kImages / 8][2],
 
 /// What the warpgroups know of their block.
 struct Work {
-  uint32_t room, barriers, places;  // addresses in shared memory; places: 0 where images are not ragged
+  uint32_t room, barriers, places;  // addresses in shared memory; places: of ragged images
   int t, pairs, direction, head, heads, first;
   int64_t which;  // direction * heads + head
 
@@ -131,61 +131,80 @@ struct Work {
   }
 };
 
-// Copies are started by a whole warp: by its first lane, or by a lane an image in the ragged form.
+// Copies are started by one thread of a warpgroup or, in the ragged form, by all of it, a lane an image, of
+// all warps, since a warp starts those of its lanes one after another.
 
-/// The tile of step n, from column `x` of a row on.
+template <bool kRagged>
+__device__ __forceinline__ bool starts_copies() {
+  return kRagged || threadIdx.x % kGroup == 0;
+}
+/// threadIdx.x, read again: no register holds it in between.
+__device__ __forceinline__ int thread_again() {
+  int thread;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(thread));
+  return thread;
+}
+/// The image whose rows a thread copies; kImages: none.
 template <int kImages>
+__device__ __forceinline__ int image_of_thread() {
+  const int thread = thread_again(), lane = thread % kWarp, each = kImages / 4;
+  return lane < each ? thread % kGroup / kWarp * each + lane : kImages;
+}
+/// The tile of step n, from column `x` of a row on.
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void load_step(const Work& w, uint32_t to, const TensorMap& map, int x, int n,
                                           uint32_t done) {
-  const int lane = int(threadIdx.x) % kWarp;
-  if (w.places == 0) {
-    if (lane == 0) load_box(to, &map, x, w.token(n), w.first, done);
-  } else if (lane < kImages) {
-    load_box(to + uint32_t(lane) * kSwizzleRow, &map, x, w.row(lane, n), done);
+  if constexpr (!kRagged) {
+    load_box(to, &map, x, w.token(n), w.first, done);
+  } else if (const int image = image_of_thread<kImages>(); image < kImages) {
+    load_box(to + uint32_t(image) * kSwizzleRow, &map, x, w.row(image, n), done);
   }
 }
 /// And back.
-template <int kImages>
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void store_step(const Work& w, uint32_t from, const TensorMap& map, int x, int n) {
-  const int lane = int(threadIdx.x) % kWarp;
-  if (w.places == 0) {
+  if constexpr (!kRagged) {
     const int token = w.token(n);
-    if (lane == 0 && token >= 0 && token < w.t) store_box(&map, x, token, w.first, from);
-  } else if (lane < kImages) {
-    const int row = w.row(lane, n);
-    if (row >= 0) store_box(&map, x, row, from + uint32_t(lane) * kSwizzleRow);
+    if (token >= 0 && token < w.t) store_box(&map, x, token, w.first, from);
+  } else if (const int image = image_of_thread<kImages>(); image < kImages) {
+    const int row = w.row(image, n);
+    if (row >= 0) store_box(&map, x, row, from + uint32_t(image) * kSwizzleRow);
   }
 }
+/// Bytes that are to come; they may be there before they are expected.
+template <bool kRagged>
+__device__ __forceinline__ void expect(uint32_t barrier, uint32_t bytes) {
+  if (!kRagged || threadIdx.x % kGroup == 0) barrier_expect(barrier, bytes);
+  if (kRagged) __syncwarp();
+}
 
-/// x and h_{t-1} of a pair.
-template <int kImages>
+/// x and h_{t-1} of a pair; by those who start copies, like the next.
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void fetch_inputs(const Work& w, const Maps& maps, int pair) {
   using R = Room<kImages>;
   const uint32_t done = w.barrier(kInputsFull + pair % kInputSlots),
                  to = w.room + R::inputs + uint32_t(pair % kInputSlots) * 2 * R::kPair;
-  if (threadIdx.x % kWarp == 0) barrier_expect(done, 2 * R::kPair);
-  __syncwarp();
+  expect<kRagged>(done, 2 * R::kPair);
 #pragma unroll
   for (int s = 0; s < 2; ++s) {
     const int n = w.later(pair) - s;
-    load_step<kImages>(w, to + s * R::kStep, maps.x, w.head * kWidth, n, done);
-    load_step<kImages>(w, to + R::kPair + s * R::kStep, maps.y, (w.head * 2 + w.direction) * kWidth, n - 1,
-                       done);
+    load_step<kRagged, kImages>(w, to + s * R::kStep, maps.x, w.head * kWidth, n, done);
+    load_step<kRagged, kImages>(w, to + R::kPair + s * R::kStep, maps.y, (w.head * 2 + w.direction) * kWidth,
+                                n - 1, done);
   }
 }
 /// A pair of a tensor that is laid out like y, of the tokens of the steps or (back 1) of those before.
-template <int kImages>
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint32_t slots, int full, int pair,
                                       int back) {
   using R = Room<kImages>;
   const uint32_t done = w.barrier(full + pair % kSlots),
                  to = w.room + slots + uint32_t(pair % kSlots) * R::kPair;
-  if (threadIdx.x % kWarp == 0) barrier_expect(done, R::kPair);
-  __syncwarp();
+  expect<kRagged>(done, R::kPair);
 #pragma unroll
   for (int s = 0; s < 2; ++s)
-    load_step<kImages>(w, to + s * R::kStep, map, (w.head * 2 + w.direction) * kWidth,
-                       w.later(pair) - s - back, done);
+    load_step<kRagged, kImages>(w, to + s * R::kStep, map, (w.head * 2 + w.direction) * kWidth,
+                                w.later(pair) - s - back, done);
 }
 
 // The factors of an element. LSTM, from gates i, f, g, o and c = f c_before + i g:
@@ -198,7 +217,7 @@ __device__ __forceinline__ void fetch(const Work& w, const TensorMap& map, uint3
 // A thread writes those of its elements, [image / 8][3] pieces of 16 bytes, for the thread of the chain that
 // has the same elements.
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf16* b_ih, const bf16* b_hh) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -208,8 +227,11 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
   for (int q = 0; q < 4; ++q)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
-      const int64_t at = w.which * kGates + q * kWidth + warp * 16 + half * 8 + lane / 4;
-      bias[q][half] = (to_acc(b_ih[at]) + to_acc(b_hh[at])) * (q < 2 || (kLstm && q == 3) ? 0.5f : 1.0f);
+      const int of_x = given_gate(kCell, q, false), of_h = given_gate(kCell, q, true);
+      const int64_t at = w.which * given_gates(kCell) * kWidth + warp * 16 + half * 8 + lane / 4;
+      const float sum = (of_x < 0 ? 0.0f : to_acc(b_ih[at + of_x * kWidth])) +
+                        (of_h < 0 ? 0.0f : to_acc(b_hh[at + of_h * kWidth]));
+      bias[q][half] = sum * (q < 2 || (kLstm && q == 3) ? 0.5f : 1.0f);
     }
   const uint32_t w_ih = operand(w.room + R::w_ih), w_hh = operand(w.room + R::w_hh);
   for (int pair = 0; pair < w.pairs; ++pair) {
@@ -224,12 +246,16 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
 #pragma unroll
       for (int q = 0; q < 4; ++q) {
         const uint32_t gate = q * (kWidth * kSwizzleRow / 16);
+        const bool of_x = given_gate(kCell, q, false) >= 0, of_h = given_gate(kCell, q, true) >= 0;
 #pragma unroll
         for (int k = 0; k < kWidth / 16; ++k)
-          wgmma<kImages, false, false>(z[q], w_ih + gate + k * kStepAlong, ox + k * kStepAlong, k > 0);
+          if (of_x)
+            wgmma<kImages, false, false>(z[q], w_ih + gate + k * kStepAlong, ox + k * kStepAlong, k > 0);
 #pragma unroll
         for (int k = 0; k < kWidth / 16; ++k)
-          wgmma<kImages, false, false>(z[q], w_hh + gate + k * kStepAlong, oh + k * kStepAlong, true);
+          if (of_h)
+            wgmma<kImages, false, false>(z[q], w_hh + gate + k * kStepAlong, oh + k * kStepAlong,
+                                         of_x || k > 0);
       }
       wgmma_commit();
       uint32_t before[kImages / 8][2];
@@ -291,8 +317,8 @@ __device__ __forceinline__ void gates(const Work& w, const Maps& maps, const bf1
     }
     if constexpr (kLstm) {
       named_sync(1, kGroup);  // the cells of the pair are read
-      if (warp == 0 && pair + kSlots < w.pairs)
-        fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
+      if (starts_copies<kRagged>() && pair + kSlots < w.pairs)
+        fetch<kRagged, kImages>(w, maps.cells, R::cells, kCellsFull, pair + kSlots, 1);
     }
     __syncwarp();
   }

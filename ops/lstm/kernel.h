@@ -10,6 +10,14 @@ namespace occam::kernels {
 /// and of x): n = tanh(z2 + r z3), h = (1 - u) n + u h_{t-1}; it has no cells.
 enum class Cell { lstm, gru };
 
+/// Gates as weights are given, and which of them a row of `gate` has its weights of x (or of h) from; -1:
+/// they are 0.
+OCCAM_HD constexpr int given_gates(Cell cell) { return cell == Cell::lstm ? 4 : 3; }
+OCCAM_HD constexpr int given_gate(Cell cell, int gate, bool of_h) {
+  if (cell == Cell::lstm || gate < 2) return gate;
+  return gate == (of_h ? 3 : 2) ? 2 : -1;
+}
+
 /// Images are sequences, tokens rows: `b t` below is one axis of rows() in the ragged form.
 struct LstmShape : SequenceRows {
   int64_t h = 0, w = 0;
@@ -44,6 +52,7 @@ struct LstmBackward {
 struct LstmFusedBackward {
   LstmShape s;
   int images = 0;  // that a block carries through time
+  // Weights as given, of a GRU with three rows a unit; so are their gradients.
   const bf16 *x = nullptr, *w_ih = nullptr, *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
   const bf16 *y = nullptr, *cells = nullptr, *gy = nullptr;
   // Those that are wanted; null: not.

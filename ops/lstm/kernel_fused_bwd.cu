@@ -17,7 +17,7 @@ namespace {
 
 #ifdef OCCAM_WARPGROUP
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool wants_x, float* gb) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -32,12 +32,13 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
                         warp, lane);
   };
   // Products of W_hh and W_ih with a step's dz.
-  auto times = [&](float(&d)[kImages / 2], uint32_t weights, uint32_t z) {
+  auto times = [&](float(&d)[kImages / 2], bool of_h, uint32_t z) {
     wgmma_fence();
 #pragma unroll
     for (int k = 0; k < kGates / 16; ++k)
-      wgmma<kImages, true, false>(d, weights + k * kStepAcross,
-                                  z + k / 4 * (R::kPair / 16) + k % 4 * kStepAlong, k > 0);
+      if (given_gate(kCell, k / 4, of_h) >= 0)
+        wgmma<kImages, true, false>(d, (of_h ? w_hh : w_ih) + k * kStepAcross,
+                                    z + k / 4 * (R::kPair / 16) + k % 4 * kStepAlong, k > 0);
     wgmma_commit();
   };
   // dx of a step is made while the cell of the step after is computed, goes to its tile after that and out
@@ -53,8 +54,8 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
   };
   auto send_dx = [&](int step) {
     if (!wants_x) return;  // made all the same: a branch around wgmma would make all of them wait
-    store_step<kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx, (w.head * 2 + w.direction) * kWidth,
-                        2 * w.pairs - 1 - step);
+    store_step<kRagged, kImages>(w, w.room + R::gx + step % 2 * R::kStep, maps.gx,
+                                 (w.head * 2 + w.direction) * kWidth, 2 * w.pairs - 1 - step);
   };
   w.wait(kGyFull, kSlots, 0);
   load_gy(0);
@@ -65,7 +66,7 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
 #pragma unroll 1
   for (int step = 0; step < 2 * w.pairs; ++step) {
     const int pair = step / 2, s = step % 2;
-    times(dx, w_ih, operand(tile_of(step + 3)));  // of the step before
+    times(dx, false, operand(tile_of(step + 3)));  // of the step before
     w.wait(kFactorsFull, kSlots, step);
     if (s == 0 && pair >= kSlots) w.wait(kGzFree, kSlots, pair - kSlots);
     const uint32_t from = w.room + R::factors + uint32_t(step % kSlots) * R::kFactors + uint32_t(thread) * 16;
@@ -106,19 +107,19 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
 #pragma unroll
     for (int q = 0; q < 4; ++q) store_units<kImages>(gz[q], tile + q * R::kPair, warp, lane);
     fence_async();
-    if (warp == 0) store_wait_read<0>();
+    if (starts_copies<kRagged>()) store_wait_read<0>();
     __syncwarp();
     named_sync(2, kGroup);
-    if (warp == 0) {
-      if (lane == 0) w.arrive(kFactorsFree, kSlots, step);
+    if (starts_copies<kRagged>()) {
+      if (thread == 0) w.arrive(kFactorsFree, kSlots, step);
       if (s == 1) {
-        if (lane == 0) w.arrive(kGzFull, kSlots, pair);
-        if (pair + kSlots < w.pairs) fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
+        if (thread == 0) w.arrive(kGzFull, kSlots, pair);
+        if (pair + kSlots < w.pairs) fetch<kRagged, kImages>(w, maps.gy, R::gy, kGyFull, pair + kSlots, 0);
       }
       if (step >= 2) send_dx(step - 2);
     }
     __syncwarp();
-    times(dh, w_hh, operand(tile));
+    times(dh, true, operand(tile));
     wgmma_wait<1>();
     pin(dx);
     keep_dx(step + 1);  // of the step before
@@ -130,30 +131,31 @@ __device__ __forceinline__ void chain(const Work& w, const Maps& maps, bool want
     for (int i = 0; i < kImages / 2; ++i)
       gh[i] = dh[i] + (i % 2 == 0 ? low(gy[i / 4][i / 2 % 2]) : high(gy[i / 4][i / 2 % 2]));
   }
-  times(dx, w_ih, operand(tile_of(2 * w.pairs - 1)));
-  if (warp == 0) store_wait_read<0>();
+  times(dx, false, operand(tile_of(2 * w.pairs - 1)));
+  if (starts_copies<kRagged>()) store_wait_read<0>();
   named_sync(2, kGroup);
   wgmma_wait<0>();
   pin(dx);
   keep_dx(2 * w.pairs - 1);
   fence_async();
   named_sync(2, kGroup);
-  if (warp == 0) {
+  if (starts_copies<kRagged>()) {
     send_dx(2 * w.pairs - 2);
     send_dx(2 * w.pairs - 1);
     store_wait_read<0>();
   }
   if (gb == nullptr) return;
+  const int last = thread_again() % kGroup, unit = last / kWarp * 16 + last % kWarp / 4;
 #pragma unroll
   for (int q = 0; q < 4; ++q)
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const float sum = warp_reduce<4>(sums[q][half], SumOp{});
-      if (lane % 4 == 0) gb[q * kWidth + warp * 16 + half * 8 + lane / 4] = sum;
+      if (last % 4 == 0) gb[q * kWidth + half * 8 + unit] = sum;
     }
 }
 
-template <int kImages>
+template <bool kRagged, int kImages>
 __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int group, float* gw) {
   using R = Room<kImages>;
   const int thread = int(threadIdx.x) % kGroup, lane = thread % kWarp, warp = thread / kWarp;
@@ -181,9 +183,9 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
       w.arrive(kGzFree, kSlots, pair);
       w.arrive(kInputsFree, kInputSlots, pair);
     }
-    if (group == 0 && warp == 0 && pair + kInputSlots < w.pairs) {
+    if (group == 0 && starts_copies<kRagged>() && pair + kInputSlots < w.pairs) {
       w.wait(kInputsFree, kInputSlots, pair);
-      fetch_inputs<kImages>(w, maps, pair + kInputSlots);
+      fetch_inputs<kRagged, kImages>(w, maps, pair + kInputSlots);
     }
     __syncwarp();
   }
@@ -202,7 +204,7 @@ __device__ __forceinline__ void weights(const Work& w, const Maps& maps, int gro
 
 #endif
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 __global__ void __launch_bounds__(kThreads, 1)
     lstm_bwd_pass(LstmFusedBackward a, const __grid_constant__ Maps maps) {
 #ifdef OCCAM_WARPGROUP
@@ -211,7 +213,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   unsigned char* room = dynamic + (1024 - shared_address(dynamic) % 1024) % 1024;
   Work w{.room = shared_address(room),
          .barriers = shared_address(room) + R::barriers,
-         .places = a.s.offsets == nullptr ? 0 : shared_address(room) + R::places,
+         .places = shared_address(room) + R::places,
          .t = int(a.s.t),
          .pairs = int(a.s.t + 1) / 2,
          .direction = int(blockIdx.y) / int(a.s.h),
@@ -220,12 +222,15 @@ __global__ void __launch_bounds__(kThreads, 1)
          .first = int(blockIdx.x) * kImages,
          .which = blockIdx.y};
   for (int i = int(threadIdx.x); i < 2 * kGates * 8; i += kThreads) {
-    const int row = i / 8, piece = i % 8;
-    const bf16* from =
-        (row < kGates ? a.w_ih : a.w_hh) + (w.which * kGates + row % kGates) * kWidth + piece * 8;
-    *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = *reinterpret_cast<const uint4*>(from);
+    const int row = i / 8, piece = i % 8, given = given_gate(kCell, row % kGates / kWidth, row >= kGates);
+    uint4 v = make_uint4(0, 0, 0, 0);
+    if (given >= 0) {
+      const int64_t from = w.which * given_gates(kCell) * kWidth + given * kWidth + row % kWidth;
+      v = *reinterpret_cast<const uint4*>((row < kGates ? a.w_ih : a.w_hh) + from * kWidth + piece * 8);
+    }
+    *reinterpret_cast<uint4*>(room + tile_at(row, piece) * 2) = v;
   }
-  if (w.places != 0) {
+  if constexpr (kRagged) {
     int* places = reinterpret_cast<int*>(room + R::places);
     if (threadIdx.x < kImages) {
       const int64_t image = w.first + int(threadIdx.x);
@@ -252,12 +257,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     barrier_init_fence();
   }
-  if (threadIdx.x < kWarp) {
-    __syncwarp();
-    for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair) fetch_inputs<kImages>(w, maps, pair);
+  if (kRagged) __syncthreads();  // for the others of the first warpgroup
+  if (threadIdx.x < kGroup && starts_copies<kRagged>()) {
+#pragma unroll 1
+    for (int pair = 0; pair < kInputSlots && pair < w.pairs; ++pair)
+      fetch_inputs<kRagged, kImages>(w, maps, pair);
+#pragma unroll 1
     for (int pair = 0; pair < kSlots && pair < w.pairs; ++pair) {
-      if (kCell == Cell::lstm) fetch<kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
-      fetch<kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
+      if (kCell == Cell::lstm) fetch<kRagged, kImages>(w, maps.cells, R::cells, kCellsFull, pair, 1);
+      fetch<kRagged, kImages>(w, maps.gy, R::gy, kGyFull, pair, 0);
     }
   }
   fence_async();
@@ -266,15 +274,15 @@ __global__ void __launch_bounds__(kThreads, 1)
   const int group = __shfl_sync(0xffffffffu, int(threadIdx.x) / kGroup, 0);
   if (group < 2) {
     more_registers<160>();
-    weights<kImages>(w, maps, group,
-                     a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
+    weights<kRagged, kImages>(w, maps, group,
+                              a.gw_parts == nullptr ? nullptr : a.gw_parts + tile * kGates * 2 * kWidth);
   } else if (group == 2) {
     fewer_registers<96>();
-    gates<kCell, kImages>(w, maps, a.b_ih, a.b_hh);
+    gates<kCell, kRagged, kImages>(w, maps, a.b_ih, a.b_hh);
   } else {
     fewer_registers<96>();
-    chain<kCell, kImages>(w, maps, a.gx_parts != nullptr,
-                          a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
+    chain<kCell, kRagged, kImages>(w, maps, a.gx_parts != nullptr,
+                                   a.gb_parts == nullptr ? nullptr : a.gb_parts + tile * kGates);
   }
 #endif
 }
@@ -296,12 +304,14 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
         const float4 more = from[n * stride];
         sum = make_float4(sum.x + more.x, sum.y + more.y, sum.z + more.z, sum.w + more.w);
       }
-      const int64_t row = at / 32, column = at % 32;  // of the parts: 64 of w_ih, 64 of w_hh
-      if (is_bias) {
-        if (a.gb_ih != nullptr) reinterpret_cast<float4*>(a.gb_ih)[at] = sum;
-        if (a.gb_hh != nullptr) reinterpret_cast<float4*>(a.gb_hh)[at] = sum;
-      } else if (float* gw = column < 16 ? a.gw_ih : a.gw_hh; gw != nullptr) {
-        reinterpret_cast<float4*>(gw)[row * 16 + column % 16] = sum;
+      // Of the parts a row is 64 of w_ih, 64 of w_hh; a GRU's third gate has a row for each.
+      const int64_t row = is_bias ? 4 * at : at / 32, column = is_bias ? 0 : at % 32;
+      for (bool of_h : {false, true}) {
+        const int given = given_gate(a.s.cell, int(row % kGates / kWidth), of_h);
+        const int64_t to = (row / kGates * given_gates(a.s.cell) + given) * kWidth + row % kWidth;
+        float* g = is_bias ? (of_h ? a.gb_hh : a.gb_ih) : (of_h ? a.gw_hh : a.gw_ih);
+        if (g == nullptr || given < 0 || (!is_bias && of_h != column >= 16)) continue;
+        reinterpret_cast<float4*>(g)[is_bias ? to / 4 : to * 16 + column % 16] = sum;
       }
     } else {
       const int64_t at = i - weights - biases;
@@ -317,21 +327,20 @@ __global__ void __launch_bounds__(256) lstm_bwd_sum(LstmFusedBackward a, int64_t
   }
 }
 
-template <Cell kCell, int kImages>
+template <Cell kCell, bool kRagged, int kImages>
 void launch(const LstmFusedBackward& a, void* stream) {
   const LstmShape& s = a.s;
   const int64_t tiles = div_up<int64_t>(s.b, kImages), row = s.h * kWidth;
   auto map = [&](const bf16* data, int64_t columns) {
-    return s.offsets == nullptr ? tensor_map(data, s.b, s.t, columns, 1, kImages)
-                                : tensor_map(data, s.rows(), columns, 1);
+    return kRagged ? tensor_map(data, s.rows(), columns, 1) : tensor_map(data, s.b, s.t, columns, 1, kImages);
   };
   Maps maps{.x = map(a.x, row),
             .y = map(a.y, 2 * row),
             .cells = map(kCell == Cell::lstm ? a.cells : a.y, 2 * row),
             .gy = map(a.gy, 2 * row),
             .gx = map(a.gx_parts != nullptr ? a.gx_parts : a.gy, 2 * row)};
-  allow_shared(lstm_bwd_pass<kCell, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
-  lstm_bwd_pass<kCell, kImages>
+  allow_shared(lstm_bwd_pass<kCell, kRagged, kImages>, "lstm_bwd_pass", Room<kImages>::bytes);
+  lstm_bwd_pass<kCell, kRagged, kImages>
       <<<dim3(unsigned(tiles), unsigned(2 * s.h)), 4 * kGroup, Room<kImages>::bytes, as_stream(stream)>>>(
           a, maps);
   check_launch("lstm_bwd_pass", stream);
@@ -348,7 +357,7 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
   if (a.s.capacity > 1 << 30) return 0;
   static const bool built = [] {
     cudaFuncAttributes attributes;
-    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, 8>));
+    OCCAM_CUDA_CHECK(cudaFuncGetAttributes(&attributes, lstm_bwd_pass<Cell::lstm, false, 8>));
     return attributes.maxThreadsPerBlock == 4 * kGroup;
   }();
   if (!built) return 0;
@@ -364,10 +373,14 @@ int lstm_bwd_images(const LstmFusedBackward& a, int64_t width) {
 }
 
 void lstm_bwd_fused(const LstmFusedBackward& a, void* stream) {
+  auto of = [&]<Cell kCell, bool kRagged>() {
+    if (a.images == 8) return launch<kCell, kRagged, 8>(a, stream);
+    if (a.images == 16) return launch<kCell, kRagged, 16>(a, stream);
+    launch<kCell, kRagged, 24>(a, stream);
+  };
   auto of_cell = [&]<Cell kCell>() {
-    if (a.images == 8) return launch<kCell, 8>(a, stream);
-    if (a.images == 16) return launch<kCell, 16>(a, stream);
-    launch<kCell, 24>(a, stream);
+    if (a.s.offsets != nullptr) return of.template operator()<kCell, true>();
+    of.template operator()<kCell, false>();
   };
   if (a.s.cell == Cell::lstm) return of_cell.template operator()<Cell::lstm>();
   of_cell.template operator()<Cell::gru>();

@@ -84,7 +84,7 @@ struct Rows {
 /// kColumns: images that a thread has: 2, or 1 of tiles of 4 images, which then take every other column.
 /// kBlocks: on a multiprocessor. `early`: the input products of the next step are made between the recurrent
 /// ones and the cell, into registers of their own; otherwise after the cell.
-template <Cell kCell, int kWarps, int kColumns, int kBlocks>
+template <Cell kCell, bool kRagged, int kWarps, int kColumns, int kBlocks>
 __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPersistentForward a) {
   using Rows = Rows<kWarps>;
   constexpr int kProducts = Rows::kProducts, kStates = Rows::kStates, kImages = kTile * kColumns / 2;
@@ -96,7 +96,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   const bool reverse = line >= a.s.h, keeps = a.cells != nullptr;
   const int64_t head = line % a.s.h, first = int64_t(blockIdx.x) / lines * kImages;
   int steps = int(a.s.t);  // of the tile's longest image
-  if (a.s.offsets != nullptr) {
+  if constexpr (kRagged) {
     steps = 0;
     for (int64_t i = first; i < first + kImages && i < a.s.b; ++i) steps = max(steps, int(a.s.length(i)));
   }
@@ -110,22 +110,29 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   const bool brings = thread < 64;
   const int row = thread % 64 / 8, piece = thread % 8 * 8;
   const int64_t image = first + row * kColumns / 2;
-  // What is behind an image's end is computed from x as it happens to be there, and stays in its columns.
-  const bool moves = thread < 128 && image < a.s.b && (kColumns == 2 || row % 2 == 0);
-  const int length = moves ? int(a.s.length(image)) : 0;
-  const int64_t start = (length > 0 ? a.s.row(image, reverse, 0) : 0) * a.s.h + head;
+  // What is behind a ragged image's end is computed from x as it happens to be there, and stays in its
+  // columns. The other form has no length beside `steps`, which would cost its loop a tenth.
+  bool moves = thread < 128 && image < a.s.b && (kColumns == 2 || row % 2 == 0);
+  int length = steps;
+  int64_t start = image * a.s.t + (reverse ? a.s.t - 1 : 0);
+  if constexpr (kRagged) {
+    length = moves ? int(a.s.length(image)) : 0;
+    moves = length > 0;
+    start = moves ? a.s.row(image, reverse, 0) : 0;
+  }
+  start = start * a.s.h + head;
   const int stride = int(a.s.h) * (reverse ? -1 : 1) * kWidth * 2 * (brings ? 1 : 2);
   const uint32_t here = base + row * kRow + piece * 2;
   const char* there = brings ? reinterpret_cast<const char*>(a.x + start * kWidth + piece)
                              : reinterpret_cast<const char*>(a.y + (2 * start + reverse) * kWidth + piece) -
                                    kAhead * int64_t(stride);
   auto bring = [&](uint32_t slot, int step) {
-    if (brings && step < length)
+    if (moves && brings && step < length)
       asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(here + slot), "l"(there) : "memory");
     copies_commit();
   };
   auto take = [&](uint32_t h, int step) {
-    if (brings || unsigned(step) >= unsigned(length)) return;
+    if (!moves || brings || (kRagged && step >= length)) return;
     store_global(there, load_shared(here + h));
     if (keeps) store_global(there + a.cells_after_y, load_shared(here + h + (kC - kH)));
   };
@@ -134,7 +141,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   // Of a row a lane holds columns 16 q to 16 q + 15, as mma.sync's columns 2q, 2q+1, 2q+8 and 2q+9 of four
   // products: sums may be taken in any order, and so both operands are read in pieces of 16 bytes.
   uint32_t w_x[kProducts][4][4], w_h[kProducts][4][4];
-  constexpr int kRows = kCell == Cell::lstm ? kGates : 3 * kWidth;  // as the weights are given
+  constexpr int kRows = given_gates(kCell) * kWidth;
   auto load_row = [&](uint32_t(&w)[4][4], const bf16* weights, bool given, int half, bool halve) {
 #pragma unroll
     for (int k = 0; k < 2; ++k) {
@@ -151,11 +158,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       const int gate = Rows::gate(m, half);
-      // A GRU's third gate has two rows, one with weights of x alone, one with weights of h.
-      const int of_x = kCell == Cell::lstm || gate < 3 ? gate : -1, of_h = kCell == Cell::lstm || gate < 2
-                                                                               ? gate
-                                                                           : gate == 3 ? 2
-                                                                                       : -1;
+      const int of_x = given_gate(kCell, gate, false), of_h = given_gate(kCell, gate, true);
       const int64_t at = int64_t(line) * kRows + Rows::state(warp, g, half);
       const int64_t at_x = at + of_x * kWidth, at_h = at + of_h * kWidth;
       load_row(w_x[m], a.w_ih + at_x * kWidth, of_x >= 0, half, is_sigmoid<kCell>(gate));
@@ -202,7 +205,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
     __syncthreads();
     add_products(z, w_h, kNotOfH, h);
     bring((slot + (kAhead - 1) * kSlot) % (kAhead * kSlot), n + kAhead - 1);
-    take(h, n - 1);
+    if (n > 0) take(h, n - 1);
     there += stride;
     asm volatile("" : "+l"(there));  // one pointer, whatever its role
     slot = (slot + kSlot) % (kAhead * kSlot);
@@ -243,7 +246,7 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
   take(h, steps - 1);
 }
 
-template <Cell kCell>
+template <Cell kCell, bool kRagged>
 void launch(const LstmPersistentForward& a, void* stream) {
   const int64_t blocks = div_up<int64_t>(a.s.b, kTile) * 2 * a.s.h;
   auto run = [&](void (*kernel)(LstmPersistentForward), int warps) {
@@ -252,11 +255,11 @@ void launch(const LstmPersistentForward& a, void* stream) {
   };
   // 8 warps shorten a step, 4 fit more images on a multiprocessor.
   if (a.s.b <= kTile / 2)
-    run(lstm_fwd_resident<kCell, 8, 1, 2>, 8);
+    run(lstm_fwd_resident<kCell, kRagged, 8, 1, 2>, 8);
   else if (blocks <= 2 * device_limits().sm_count)
-    run(lstm_fwd_resident<kCell, 8, 2, 2>, 8);
+    run(lstm_fwd_resident<kCell, kRagged, 8, 2, 2>, 8);
   else
-    run(lstm_fwd_resident<kCell, 4, 2, 3>, 4);
+    run(lstm_fwd_resident<kCell, kRagged, 4, 2, 3>, 4);
 }
 
 }  // namespace
@@ -270,7 +273,11 @@ bool lstm_fits_persistent(const LstmPersistentForward& a, int64_t width) {
 
 void lstm_fwd_persistent(LstmPersistentForward a, void* stream) {
   a.cells_after_y = reinterpret_cast<const char*>(a.cells) - reinterpret_cast<const char*>(a.y);
-  a.s.cell == Cell::lstm ? launch<Cell::lstm>(a, stream) : launch<Cell::gru>(a, stream);
+  const bool ragged = a.s.offsets != nullptr;
+  if (a.s.cell == Cell::lstm)
+    ragged ? launch<Cell::lstm, true>(a, stream) : launch<Cell::lstm, false>(a, stream);
+  else
+    ragged ? launch<Cell::gru, true>(a, stream) : launch<Cell::gru, false>(a, stream);
 }
 
 }  // namespace occam::kernels

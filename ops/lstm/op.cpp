@@ -69,22 +69,22 @@ struct Recurrence {
   static Grads backward(Ctx& c, GradsOut gy) {
     Tensor x = c.saved(0);
     const Tensor y = c.saved(5), cells = kLstm ? c.saved(6) : y, offsets = c.saved(7);
-    const Weights p = packed(c.saved(1), c.saved(2), c.saved(3), c.saved(4));
-    const Tensor &w_ih = p.w_ih, &w_hh = p.w_hh, &b_ih = p.b_ih, &b_hh = p.b_hh;
-    const kernels::LstmShape s = sizes(x.shape(), w_hh.shape(), offsets, c.attrs<Attrs>());
+    const kernels::LstmShape s = sizes(x.shape(), c.saved(2).shape(), offsets, c.attrs<Attrs>());
     if (x.is_cuda() && x.dtype() == DType::bf16 && has_steps(s)) {
       kernels::LstmFusedBackward a{.s = s,
                                    .x = x.data<bf16>(),
-                                   .w_ih = w_ih.data<bf16>(),
-                                   .w_hh = w_hh.data<bf16>(),
-                                   .b_ih = b_ih.data<bf16>(),
-                                   .b_hh = b_hh.data<bf16>(),
+                                   .w_ih = c.saved(1).data<bf16>(),
+                                   .w_hh = c.saved(2).data<bf16>(),
+                                   .b_ih = c.saved(3).data<bf16>(),
+                                   .b_hh = c.saved(4).data<bf16>(),
                                    .y = y.data<bf16>(),
                                    .cells = cells.data<bf16>(),
                                    .gy = gy[0].data<bf16>()};
       OCCAM_ON_CUDA(a.images = kernels::lstm_bwd_images(a, x.size(3)));
-      if (a.images > 0) return backward_fused(c, x, p, a);
+      if (a.images > 0) return backward_fused(c, x, a);
     }
+    const Weights p = packed(c.saved(1), c.saved(2), c.saved(3), c.saved(4));
+    const Tensor &w_ih = p.w_ih, &w_hh = p.w_hh, &b_ih = p.b_ih, &b_hh = p.b_hh;
     // Products over all rows: those of no sequence have to be 0 in both factors.
     const auto make = offsets ? zeros : empty;
     Tensor g_gates = make({2, s.h, s.rows(), 4 * s.w}, options_of(x)),
@@ -215,33 +215,25 @@ struct Recurrence {
     return to;
   }
 
-  static Grads backward_fused(Ctx& c, const Tensor& x, const Weights& p, kernels::LstmFusedBackward a) {
+  static Grads backward_fused(Ctx& c, const Tensor& x, kernels::LstmFusedBackward a) {
     const TensorOptions f32{DType::f32, x.device()};
-    const int64_t parts = (a.s.b + a.images - 1) / a.images;
-    auto wanted = [&](size_t i, const Tensor& like) {
-      return c.needs(i) ? empty(like.shape(), f32) : Tensor();
-    };
-    Grads grads{c.needs(0) ? empty_like(x) : Tensor(),
-                wanted(1, p.w_ih),
-                wanted(2, p.w_hh),
-                wanted(3, p.b_ih),
-                wanted(4, p.b_hh),
-                Tensor()};
+    const int64_t parts = (a.s.b + a.images - 1) / a.images, rows = 2 * a.s.h * 4 * a.s.w;
+    Grads grads(6);
+    if (c.needs(0)) grads[0] = empty_like(x);
+    for (size_t i = 1; i < 5; ++i)
+      if (c.needs(i)) grads[i] = empty(c.shape_of(i), f32);
     Tensor gx, weights, biases;
     if (grads[0]) gx = empty({2 * x.numel()}, options_of(x));
-    if (grads[1] || grads[2]) weights = empty({parts, 2 * p.w_ih.numel()}, f32);
-    if (grads[3] || grads[4]) biases = empty({parts, p.b_ih.numel()}, f32);
+    if (grads[1] || grads[2]) weights = empty({parts, rows, 2 * a.s.w}, f32);
+    if (grads[3] || grads[4]) biases = empty({parts, rows}, f32);
     auto f32_of = [](const Tensor& t) { return t ? t.data<float>() : nullptr; };
     if (gx) a.gx = grads[0].data<bf16>(), a.gx_parts = gx.data<bf16>();
     a.gw_ih = f32_of(grads[1]), a.gw_hh = f32_of(grads[2]), a.gw_parts = f32_of(weights);
     a.gb_ih = f32_of(grads[3]), a.gb_hh = f32_of(grads[4]), a.gb_parts = f32_of(biases);
     OCCAM_ON_CUDA(kernels::lstm_bwd_fused(a, current_stream(x.device()).handle));
     if (gx && a.s.offsets != nullptr) clear_unused_rows(grads[0], c.saved(7), a.s.rows());
-    for (size_t i = 1; i < 5; ++i) {
-      if (!grads[i]) continue;
-      grads[i] = unpacked(grads[i], i);
-      if (c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
-    }
+    for (size_t i = 1; i < 5; ++i)
+      if (grads[i] && c.grad_dtype_of(i) != DType::f32) grads[i] = raw::to(grads[i], x.dtype());
     return grads;
   }
 
