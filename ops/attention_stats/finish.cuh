@@ -64,12 +64,12 @@ __device__ __forceinline__ void write_means(const float* rows, int64_t stride, c
   const double all_rows = double(m.t), patch_rows = double(m.t - m.prefix);
   const double nan = __longlong_as_double(0x7ff8000000000000ll);
   const bool spatial = k == kAttentionDistance || k == kWindowMass3 || k == kWindowMass5;
-  double of_patch = patch / (patch_rows - left_out);
-  double of_all = spatial ? of_patch : (patch + prefix) / all_rows;
+  double all = patch + prefix;
   if (k == kSinkMassMax) {
-    of_all = isfinite(patch_finite + prefix_finite) ? double(all_most) / all_rows : nan;
-    of_patch = isfinite(patch_finite) ? double(patch_most) / patch_rows : nan;
+    all = isfinite(patch_finite + prefix_finite) ? double(all_most) : nan;
+    patch = isfinite(patch_finite) ? double(patch_most) : nan;
   }
+  const double of_patch = patch / (patch_rows - left_out), of_all = spatial ? of_patch : all / all_rows;
   to[k] = float(of_all);
   to[kStats + k] = m.prefix > 0 ? rows[k] : float(nan);
   to[2 * kStats + k] = float(of_patch);

@@ -1,6 +1,7 @@
-// Statistics without order of rows of at most 256 tokens and d = 64 on Hopper: a block has a whole map, its
-// queries and keys in shared memory, products by warpgroups. What is left then, rows that f32 cannot decide
-// and the means over the rows, is done by the same block, unless rows are still to be sorted.
+// Statistics without order of rows of at most 256 tokens and d = 64 on Hopper: a block is a warpgroup and has
+// a whole map, its queries and keys in shared memory, 64 whole rows of scores in registers at a time. What is
+// left then, rows that f32 cannot decide and the means over the rows, is done by the same block, unless rows
+// are still to be sorted.
 #include "ops/attention/head.cuh"
 #include "ops/attention_stats/decide.cuh"
 #include "ops/attention_stats/finish.cuh"
@@ -14,44 +15,44 @@ using namespace streaming;
 
 namespace {
 
-constexpr int kGroupsHere = 2, kThreadsHere = kGroupsHere * kGroup, kWarpsHere = kThreadsHere / kWarp;
-constexpr int kBlocks = 3;  // of a multiprocessor: 80 registers a thread
-constexpr int64_t kMostTokensHere = kThreadsHere;
+constexpr int kWarps = kGroup / kWarp;
+constexpr int64_t kMostTokensHere = 256, kMostPrefix = 16;
 constexpr int kSlot = kSwizzleColumns / 2;  // floats from one row's record to the next: its query's place
+constexpr int kBox = 16;                    // rows that are copied together
+constexpr int kColumnStride = 12;           // of a column's 8 parts: misses other columns' banks
+
+/// Blocks of a multiprocessor: what bounds the registers.
+template <int kTokens>
+constexpr int kBlocks = kTokens <= 80    ? 4
+                        : kTokens <= 208 ? 3
+                                         : 2;
 
 /// Shared memory of a block, from a multiple of 1024 on.
+template <int kTokens>
 struct Room {
-  bf16 *q, *k;            // tiles of `rows`; the record of row i takes the place of query i
-  float *work, *columns;  // [warps][kWorkFloats]; [warps + prefix_warps][rows], sums over patch, prefix rows
+  bf16 *q, *k;            // tiles of kTokens rows; the record of row i takes the place of query i
+  float *work, *columns;  // [warps][kUnit][kColumnStride]; [warps + 1][kTokens], sums over patch, prefix rows
   Tables tables;
-  int rows, prefix_warps;
   OCCAM_HD Room(unsigned char* room, const MapLayout& m) {
-    rows = int(round_up<int64_t>(m.t, 16));
-    prefix_warps = int(m.prefix < kWarpsHere * kWarpRows ? div_up<int64_t>(m.prefix, kWarpRows) : kWarpsHere);
     q = reinterpret_cast<bf16*>(room);
-    k = q + rows * kSwizzleColumns;
-    work = reinterpret_cast<float*>(k + rows * kSwizzleColumns);
-    columns = work + kWarpsHere * kWorkFloats;
-    tables.offsets = reinterpret_cast<int*>(columns + (kWarpsHere + prefix_warps) * rows);
-    tables.distances = reinterpret_cast<float*>(tables.offsets + Tables::ints(m));
+    k = q + kTokens * kSwizzleColumns;
+    work = reinterpret_cast<float*>(k + kTokens * kSwizzleColumns);
+    columns = work + kWarps * kUnit * kColumnStride;
+    tables.offsets = reinterpret_cast<int*>(columns + (kWarps + 1) * kTokens);
+    tables.keys = kTokens;
+    tables.distances = reinterpret_cast<float*>(tables.offsets + kTokens);
   }
   static int64_t bytes(const MapLayout& m) {
     const Room room(nullptr, m);
     return int64_t(reinterpret_cast<uintptr_t>(room.tables.distances + Tables::floats(m))) + 1024;
   }
 };
+static_assert(kMeansBytes<kGroup> <= kWarps * kUnit * kColumnStride * 4);
 
 #ifdef OCCAM_WARPGROUP
 
-/// Which of the blocks that share a multiprocessor this one is, to spread work; nothing depends on it.
-__device__ __forceinline__ int place_on_multiprocessor() {
-  int warp;
-  asm("mov.u32 %0, %%warpid;" : "=r"(warp));
-  return warp / kWarpsHere;
-}
-
-/// No less than the squared length of any of the 16 rows of a tile from `row` on: no product of two of them
-/// is larger. 0 or more.
+/// The largest over the warp is no less than the squared length of any of the 16 rows of a tile from `row`
+/// on: no product of two of them is larger. 0 or more.
 __device__ __forceinline__ float largest_square(const bf16* tile, int row) {
   const int lane = int(threadIdx.x) % kWarp, b_row = row + lane % 8 + lane / 16 * 8;
   float s[2][4] = {}, largest = 0;
@@ -67,69 +68,148 @@ __device__ __forceinline__ float largest_square(const bf16* tile, int row) {
   for (int n = 0; n < 2; ++n)
 #pragma unroll
     for (int e = 0; e < 4; ++e) largest = fmaxf(largest, s[n][e]);
-  return warp_max(largest);
+  return largest;
 }
 
-/// Products of the 64 rows at q with kCount keys at k, a part of them in each warp.
-template <int kCount>
-__device__ __forceinline__ void products_of_rows(float (&s)[kCount / 2], uint32_t q, uint32_t k) {
+/// Copies of queries (side 0) and keys, 64 rows to a barrier.
+template <int kTokens>
+struct Loads {
+  static constexpr int kBoxes = kTokens / kBox, kChunks = div_up(kTokens, 64);
+  static constexpr int kLead = kBoxes < 4 ? kBoxes : 4;  // boxes of the first queries
+  const Room<kTokens>& room;
+  const TensorMap* qkv;
+  int image, head, heads;
+  uint64_t* barriers;  // [2][kChunks]
+  __device__ __forceinline__ uint32_t barrier(int side, int chunk) const {
+    return shared_address(barriers + side * kChunks + chunk);
+  }
+  __device__ __forceinline__ void load(int side, int box) const {
+    load_box(shared_address((side == 0 ? room.q : room.k) + box * kBox * kSwizzleColumns), qkv,
+             (side * heads + head) * kSwizzleColumns, box * kBox, image, barrier(side, box / 4));
+  }
+  /// What the first rows need. By a warp; all threads synchronise before they wait.
+  __device__ __forceinline__ void begin() const {
+    const int lane = int(threadIdx.x) % kWarp;
+    if (lane < 2 * kChunks) {
+      barrier_init(barrier(0, lane), 1);
+      barrier_init_fence();
+      barrier_expect(barrier(0, lane), min(64, kTokens - lane % kChunks * 64) * kSwizzleRow);
+    }
+    __syncwarp();
+    if (lane < kLead + kBoxes) load(lane < kLead ? 0 : 1, lane < kLead ? lane : lane - kLead);
+  }
+  /// The rest, once that is there.
+  __device__ __forceinline__ void rest() const {
+    const int box = int(threadIdx.x) % kWarp + kLead;
+    if (box < kBoxes) load(0, box);
+  }
+};
+
+/// Begins products of the 64 rows at q with all keys, a part of the rows in each warp.
+template <int kTokens>
+__device__ __forceinline__ void begin_products(float (&s)[kTokens / 2], uint32_t q, uint32_t k) {
+  constexpr int kRest = kTokens % 64;
 #pragma unroll
   for (float& x : s) x = 0;  // the first product overwrites it
   wgmma_fence();
 #pragma unroll
-  for (int step = 0; step < kSwizzleColumns / 16; ++step)
-    wgmma<kCount, false, false>(s, q + step * kStepAlong, k + step * kStepAlong, step > 0);
-  wgmma_commit();
-  wgmma_wait<0>();
-  pin(s);
-}
-
-/// f.operator()<kN>(s, key) for all keys of the rows at q, 8 kN at a time, in a warp that is active.
-template <class F>
-__device__ __forceinline__ void for_keys(uint32_t q, uint32_t k, int t, bool active, F f) {
-  const int rest = t % kUnit, whole = rest <= 16 ? t - rest : t;
-#pragma unroll 1
-  for (int key = 0; key < whole; key += kUnit) {
-    float s[kUnit / 2];
-    products_of_rows<kUnit>(s, q, k + key / 16 * kStepAcross);
-    if (active) f.template operator()<kUnit / 8>(s, key);
+  for (int key = 0; key < kTokens - kRest; key += 64)
+#pragma unroll
+    for (int step = 0; step < kSwizzleColumns / 16; ++step)
+      wgmma<64, false, false>(s + key / 2, q + step * kStepAlong,
+                              k + key / 16 * kStepAcross + step * kStepAlong, step > 0);
+  if constexpr (kRest > 0) {
+    static_assert(kRest == 16);
+#pragma unroll
+    for (int step = 0; step < kSwizzleColumns / 16; ++step)
+      wgmma<16, false, false>(s + (kTokens - kRest) / 2, q + step * kStepAlong,
+                              k + (kTokens - kRest) / 16 * kStepAcross + step * kStepAlong, step > 0);
   }
-  if (whole == t) return;
-  float s[8];
-  products_of_rows<16>(s, q, k + whole / 16 * kStepAcross);
-  if (!active) return;
-  f.template operator()<1>(s, whole);
-  if (whole + 8 < t) f.template operator()<1>(s + 4, whole + 8);
+  wgmma_commit();
 }
 
-/// The last rows may leave warps without any: which of them is not the same in every block, as warps of equal
-/// number share a part of the multiprocessor.
-__device__ __forceinline__ int shift_of(int begin, int t, int place) {
-  const int busy = div_up(t - begin, kWarpRows);
-  return begin > 0 && busy < 4 ? min(4 - busy, place % 4) : 0;
+/// Products become weights, relative to the largest of the row, and what is linear in them is added up.
+template <int kTokens>
+__device__ __forceinline__ void measure(float (&s)[kTokens / 2], Row (&row)[2], const WarpRows& at,
+                                        float factor) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    // Keys that do not exist have products of 0.
+    row[half].base = __int_as_float(warp_reduce<4>(largest_bits<kTokens / 8>(s, half), MaxOp{})) * factor;
+    if (__any_sync(0xffffffffu, row[half].base == 0)) {
+      float most = -infinity_<float>();
+#pragma unroll
+      for (int i = 2 * half; i < kTokens / 2; i += i % 2 == 0 ? 1 : 3)
+        if (i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2 < at.t) most = fmaxf(most, s[i]);
+      row[half].base = warp_reduce<4>(most, MaxOp{}) * factor;
+    }
+  }
+#pragma unroll
+  for (int key = 0; key < kTokens; key += kUnit) {
+    constexpr int kLeast = kTokens <= 80 ? 0 : kTokens - 64;  // less than t
+    constexpr int kRest = kTokens % kUnit == 0 ? kUnit / 8 : kTokens % kUnit / 8;
+    const auto unit = [&]<int kN>() {
+      float* of = s + key / 2;
+      if (key + 8 * kN > kLeast && at.t - key < 8 * kN) hide<kN>(of, key, at.t);
+      weigh<kN>(of, row, factor);
+      if (key == 0) {
+        if (threadIdx.x % 4 == 0) row[0].first = of[0], row[1].first = of[2];
+        add_linear<2, true>(of, row, at, 0);
+        add_linear<kN - 2, false>(of + 8, row, at, 16);
+      } else {
+        add_linear<kN, false>(of, row, at, key);
+      }
+    };
+    if (key + kUnit > kTokens) {
+      unit.template operator()<kRest>();
+    } else {
+      unit.template operator()<kUnit / 8>();
+    }
+  }
 }
 
-/// The marked ones of the warp's rows, in their records.
-__device__ __forceinline__ void decide_rows(const MapSource<bf16>& s, const MapLayout& m, const Room& room,
-                                            int place) {
-  const int t = int(m.t), warp = warp_here(), lane = int(threadIdx.x) % kWarp;
+/// take(n, x): x is the sum of column 32 n + lane over the warp's rows, weighted by row. `work`:
+/// [kUnit][kColumnStride] of the warp.
+template <int kTokens, class F>
+__device__ __forceinline__ void sum_columns(const float (&e)[kTokens / 2], float upper, float lower,
+                                            float* work, F take) {
+  const int lane = int(threadIdx.x) % kWarp;
+  float* mine = work + lane % 4 * 2 * kColumnStride + lane / 4;
+#pragma unroll
+  for (int key = 0; key < kTokens; key += kUnit) {
+    const int octets = min(kUnit, kTokens - key) / 8;
+    __syncwarp();
+#pragma unroll
+    for (int o = 0; o < octets; ++o) {
+      const float* of = e + key / 2 + o * 4;
+      mine[o * 8 * kColumnStride] = fmaf(of[0], upper, of[2] * lower);
+      mine[(o * 8 + 1) * kColumnStride] = fmaf(of[1], upper, of[3] * lower);
+    }
+    __syncwarp();
+    const float4* from = reinterpret_cast<const float4*>(work + lane * kColumnStride);
+    const float4 a = from[0], b = from[1];
+    take(key / kUnit, ((a.x + a.y) + (a.z + a.w)) + ((b.x + b.y) + (b.z + b.w)));
+  }
+}
+
+/// Marked rows of the 16-row tiles [first, last) in their records, every `workers`-th by this warp.
+template <int kTokens>
+__device__ __forceinline__ void decide_rows(const MapSource<bf16>& s, const MapLayout& m,
+                                            const Room<kTokens>& room, const unsigned* marks, int first,
+                                            int last, int worker, int workers) {
   const int64_t width = s.h * kSwizzleColumns;
   const bf16* queries =
-      s.qkv + int64_t(blockIdx.x) / s.h * t * 3 * width + int64_t(blockIdx.x) % s.h * kSwizzleColumns;
-  float* records = reinterpret_cast<float*>(room.q);
-  __syncwarp();
+      s.qkv + int64_t(blockIdx.x) / s.h * m.t * 3 * width + int64_t(blockIdx.x) % s.h * kSwizzleColumns;
+  int found = 0;
 #pragma unroll 1
-  for (int begin = warp / 4 * 64; begin < t; begin += kGroupsHere * 64) {
-    const int first = begin + (warp % 4 - shift_of(begin, t, place)) * kWarpRows, own = first + lane;
-    if (first < begin) continue;
-    unsigned left = __ballot_sync(
-        0xffffffffu, lane < kWarpRows && own < t && is_marked(records[own * kSlot + kSinkMassMax]));
+  for (int tile = first; tile < last; ++tile) {
 #pragma unroll 1
-    for (; left != 0; left &= left - 1) {
-      const int i = first + __ffs(int(left)) - 1;
-      decide_by_warp<kThreadsHere / kWarp>(
+    for (unsigned left = marks[tile]; left != 0; left &= left - 1) {
+      if (found++ % workers != worker) continue;
+      const int lane = __ffs(int(left)) - 1, i = tile * kWarpRows + lane / 4 + lane % 4 * 8;
+      decide_by_warp<div_up(kTokens, kWarp)>(
           [&](int j, int c) { return *reinterpret_cast<const uint4*>(room.k + tile_at(j, c)); },
-          queries + i * 3 * width, s.scale, i, m, records + i * kSlot);
+          queries + i * 3 * width, s.scale, i, m, reinterpret_cast<float*>(room.q) + i * kSlot);
     }
   }
 }
@@ -137,109 +217,171 @@ __device__ __forceinline__ void decide_rows(const MapSource<bf16>& s, const MapL
 #endif
 
 /// A block is a map. With rows to be sorted it leaves records, else statistics [3][kStats] of every map.
-__global__ void __launch_bounds__(kThreadsHere, kBlocks)
-    stats_short(MapSource<bf16> s, MapLayout m, Records records, float* out,
+template <int kTokens>
+__global__ void __launch_bounds__(kGroup, kBlocks<kTokens>)
+    stats_short(MapSource<bf16> s, MapLayout m, Records records, float* out, int multiprocessors,
                 const __grid_constant__ TensorMap qkv) {
 #ifdef OCCAM_WARPGROUP
-  const Room room(aligned_room(), m);
-  __shared__ uint64_t barrier;
-  __shared__ float key_squares[kWarpsHere];
-  __shared__ unsigned most[2][kWarpsHere];
-  __shared__ int shared_place;
-  const int t = int(m.t), warp = warp_here(), group = warp / 4, lane = int(threadIdx.x) % kWarp;
+  constexpr int kColumns = div_up(kTokens, kUnit);
+  const Room<kTokens> room(aligned_room(), m);
+  __shared__ uint64_t barriers[2 * Loads<kTokens>::kChunks];
+  __shared__ float key_squares[kWarps];
+  __shared__ unsigned most[2][kWarps],
+      marks[kTokens / kWarpRows];  // marks: a bit for the lane that reports a row
+  const int t = int(m.t), warp = warp_here(), lane = int(threadIdx.x) % kWarp;
   const int map = int(blockIdx.x), image = map / int(s.h), head = map - image * int(s.h);
-  const uint32_t full = shared_address(&barrier);
-  if (threadIdx.x == 0) {
-    barrier_init(full, 1);
-    barrier_init_fence();
-    barrier_expect(full, 2 * room.rows * kSwizzleColumns * 2);
-    load_box(shared_address(room.k), &qkv, (int(s.h) + head) * kSwizzleColumns, 0, image, full);
-    load_box(shared_address(room.q), &qkv, head * kSwizzleColumns, 0, image, full);
-    shared_place = place_on_multiprocessor();
-  }
+  const Loads<kTokens> loads{room, &qkv, image, head, int(s.h), barriers};
+  if (warp == 0) loads.begin();
   room.tables.fill(m);
-#pragma unroll 1
-  for (int j = int(threadIdx.x); j < (kWarpsHere + room.prefix_warps) * room.rows / 4; j += kThreadsHere)
-    reinterpret_cast<float4*>(room.columns)[j] = make_float4(0, 0, 0, 0);
+  float* prefix_sums = room.columns + kWarps * kTokens;
+  for (int j = int(threadIdx.x); j < kTokens; j += kGroup) prefix_sums[j] = 0;
   __syncthreads();
-  barrier_wait(full, 0);
-  float key_square = 0;
-#pragma unroll 1
-  for (int row = warp * 16; row < t; row += kWarpsHere * 16)
-    key_square = fmaxf(key_square, largest_square(room.k, row));
-  if (lane == 0) key_squares[warp] = key_square;
-  __syncthreads();
-#pragma unroll
-  for (int w = 0; w < kWarpsHere; ++w) key_square = fmaxf(key_square, key_squares[w]);
 
-  const int place = same_for_warp(shared_place);
-  const float factor = float(s.scale) * kLog2, inverse_factor = 1 / factor;
-  float* work = room.work + warp * kWorkFloats;
-  float* patch_sums = room.columns + warp * room.rows;
-  float* prefix_sums = room.columns + (kWarpsHere + warp) * room.rows;
+  // The last rows may leave warps without any. Which of them is not the same in every block, as warps of
+  // equal number share a part of the multiprocessor: this is likely the block's place there.
+  const int place = map / multiprocessors;
+  const float factor = float(s.scale) * kLog2;
+  float* work = room.work + warp * kUnit * kColumnStride;
+  float columns[kColumns] = {};  // 32 n + lane: sums over patch rows
+  const int tiles = div_up(t, kWarpRows),
+            last = (tiles - 1) / kWarps * kWarps;  // `last`: of the last 64 rows
+  const int idle = last + kWarps - tiles, shift_of_last = last > 0 ? min(idle, place % kWarps) : 0;
 #pragma unroll 1
-  for (int begin = group * 64; begin < t; begin += kGroupsHere * 64) {
-    const int shift = shift_of(begin, t, place), first = begin + (warp % 4 - shift) * kWarpRows;
-    const bool active = first >= begin && first < t;
-    const uint32_t q = operand(shared_address(room.q + (begin - shift * kWarpRows) * kSwizzleColumns));
-    const uint32_t k = operand(shared_address(room.k));
+  for (int tile = 0; tile < tiles; tile += kWarps) {
+    const int shift = tile == last ? shift_of_last : 0;
+    const int first = (tile + warp - shift) * kWarpRows;
+    const bool active = warp >= shift && first < t;
+    if (tile == 0) {
+#pragma unroll 1
+      for (int c = 0; c < loads.kChunks; ++c) barrier_wait(loads.barrier(1, c), 0);
+      if (warp == 0) loads.rest();
+    }
+    barrier_wait(loads.barrier(0, tile / kWarps), 0);
+    float e[kTokens / 2];
+    begin_products<kTokens>(e, operand(shared_address(room.q + (tile - shift) * kWarpRows * kSwizzleColumns)),
+                            operand(shared_address(room.k)));
+    const float row_square = active ? warp_max(largest_square(room.q, first)) : 0;
+    if (tile == 0) {
+      float square = 0;
+#pragma unroll 1
+      for (int row = warp * kWarpRows; row < t; row += kWarps * kWarpRows)
+        square = fmaxf(square, largest_square(room.k, row));
+      square = warp_max(square);
+      if (lane == 0) key_squares[warp] = square;
+    }
+    wgmma_wait<0>();
+    pin(e);
+    __syncthreads();  // no warp reads queries any more: records take their place
+    if (!active) continue;
     const WarpRows at(m, room.tables, first);
     Row row[2];
-    for_keys(q, k, t, active,
-             [&]<int kN>(float* s, int key) { first_pass<kN>(s, row, at, factor, inverse_factor, key); });
-    const float row_square = active ? largest_square(room.q, first) : 0;
+    measure<kTokens>(e, row, at, factor);
+    float key_square = key_squares[0];
+#pragma unroll
+    for (int w = 1; w < kWarps; ++w) key_square = fmaxf(key_square, key_squares[w]);
     const float error = error_of(key_square * row_square, kSwizzleColumns, float(s.scale), t);
     Facts facts;
     Shares shares(row, at, error, facts);
-    for_keys(q, k, t, active, [&]<int kN>(float* s, int key) {
-      second_pass<kN>(s, shares, at, factor, key, work, patch_sums + key, prefix_sums + key);
-    });
-    named_sync(group + 1, kGroup);  // no warp reads queries any more: records take their place
-    if (!active) continue;
-    Statistics r(facts, shares, at, round_up(t, t % kUnit <= 16 ? 8 : kUnit) - t);
+    count<kTokens / 8>(e, shares);
+    // Rows that are not finite are left out of the sums of columns, whose largest nobody then asks for.
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const bool finite = shares.weight[half] < infinity_<float>();
+      if (__any_sync(0xffffffffu, !finite)) {
+        if (!finite) shares.weight[half] = 0;
+#pragma unroll
+        for (int i = 0; i < kTokens / 2; ++i)
+          if (i / 2 % 2 == half && !finite) e[i] = 0;
+      }
+    }
+    if (first >= int(m.prefix)) {
+      sum_columns<kTokens>(e, shares.weight[0], shares.weight[1], work,
+                           [&](int n, float x) { columns[n] += x; });
+    } else {
+#pragma unroll 1
+      for (int kind = 0; kind < 2; ++kind) {
+        const auto weight = [&](int half) {
+          return (at.row(half) < at.prefix) == (kind == 1) ? shares.weight[half] : 0;
+        };
+        sum_columns<kTokens>(e, weight(0), weight(1), work, [&](int n, float x) {
+          if (kind == 0) columns[n] += x;
+          if (kind == 1 && n * kUnit + lane < kTokens) prefix_sums[n * kUnit + lane] += x;
+        });
+      }
+#pragma unroll
+      for (int i = 0; i < kTokens / 2; ++i)
+        if (i / 2 % 2 == 0) shares.largest = fmaxf(shares.largest, e[i]);
+    }
+    Statistics r(facts, shares, at, kTokens - t);
     // A kernel that sorts goes on with the row, or decide_by_warp.
     if (m.order || r.undecided) r.tell(error, reported(shares.base));
+    const unsigned undecided = __ballot_sync(0xffffffffu, r.undecided && facts.row < t && lane % 4 < 2);
+    if (lane == 0) marks[first / kWarpRows] = undecided;
     if (facts.row < t)
       r.store(m.order ? records.values + (int64_t(map) * t + facts.row) * kStats
                       : reinterpret_cast<float*>(room.q) + facts.row * kSlot);
   }
-  if (!m.order) decide_rows(s, m, room, place);
+#pragma unroll
+  for (int n = 0; n < kColumns; ++n)
+    if (n * kUnit + lane < kTokens) room.columns[warp * kTokens + n * kUnit + lane] = columns[n];
+  // Warps that have none of the last rows decide those before meanwhile; then all decide the last ones.
+  const bool meanwhile = idle > 0 && last > 0;
+  const int of_idle = warp < shift_of_last ? warp : warp - (kWarps - idle);
+  const bool is_idle = warp < shift_of_last || warp >= shift_of_last + kWarps - idle;
+#pragma unroll 1
+  for (int step = 0; step < 2; ++step) {
+    const bool early = meanwhile && step == 0;
+    if (step == 1) __syncthreads();
+    if (!m.order && (early ? is_idle : step == 1))
+      decide_rows<kTokens>(s, m, room, marks, early || !meanwhile ? 0 : last, early ? last : tiles,
+                           early ? of_idle : warp, early ? idle : kWarps);
+  }
   __syncthreads();
 
-  float prefix = 0, patch = 0;  // sums of the thread's column
-  if (int(threadIdx.x) < t) {
+  float all_most = 0, patch_most = 0;
+  for (int j = int(threadIdx.x); j < t; j += kGroup) {
+    const float prefix = prefix_sums[j];
+    float patch = 0;
 #pragma unroll
-    for (int w = 0; w < kWarpsHere; ++w) patch += room.columns[w * room.rows + threadIdx.x];
-    for (int w = kWarpsHere; w < kWarpsHere + room.prefix_warps; ++w)
-      prefix += room.columns[w * room.rows + threadIdx.x];
+    for (int w = 0; w < kWarps; ++w) patch += room.columns[w * kTokens + j];
+    if (m.order) {
+      double* to = records.columns + int64_t(map) * 2 * t;
+      to[j] = double(prefix), to[t + j] = double(patch);
+    }
+    all_most = fmaxf(all_most, patch + prefix), patch_most = fmaxf(patch_most, patch);
   }
-  if (m.order) {
-    double* columns = records.columns + int64_t(map) * 2 * t;
-    if (int(threadIdx.x) < t) columns[threadIdx.x] = double(prefix), columns[t + threadIdx.x] = double(patch);
-    return;
-  }
-  const float all_most = most_of_block<kThreadsHere>(patch + prefix, most[0]);
-  const float patch_most = most_of_block<kThreadsHere>(patch, most[1]);
-  write_means<kThreadsHere>(reinterpret_cast<const float*>(room.q), kSlot, m, all_most, patch_most,
-                            reinterpret_cast<double*>(room.work), out + int64_t(map) * 3 * kStats);
+  if (m.order) return;
+  all_most = most_of_block<kGroup>(all_most, most[0]);
+  patch_most = most_of_block<kGroup>(patch_most, most[1]);
+  write_means<kGroup>(reinterpret_cast<const float*>(room.q), kSlot, m, all_most, patch_most,
+                      reinterpret_cast<double*>(room.work), out + int64_t(map) * 3 * kStats);
 #endif
+}
+
+template <int kTokens>
+void launch_short(const MapSource<bf16>& s, const MapLayout& m, const Records& records, float* out,
+                  void* stream) {
+  const int64_t bytes = Room<kTokens>::bytes(m);
+  allow_shared(stats_short<kTokens>, "stats_short", bytes);
+  stats_short<kTokens><<<unsigned(s.b * s.h), kGroup, size_t(bytes), as_stream(stream)>>>(
+      s, m, records, out, device_limits().sm_count, tensor_map(s.qkv, s.b, m.t, 3 * s.h * s.d, kBox));
+  check_launch("stats_short", stream);
 }
 
 }  // namespace
 
 bool short_takes(const MapSource<bf16>& s, const MapLayout& m) {
-  return s.maps == nullptr && m.t <= kMostTokensHere && s.d == kSwizzleColumns && s.scale > 1e-6 &&
-         s.scale < 1e6 && attention_fits_warpgroups({.d = s.d, .qkv = s.qkv}) &&
-         Room::bytes(m) + 1024 <= device_limits().shared_bytes_opt_in;
+  return s.maps == nullptr && m.t <= kMostTokensHere && m.prefix <= kMostPrefix && s.d == kSwizzleColumns &&
+         s.scale > 1e-6 && s.scale < 1e6 && attention_fits_warpgroups({.d = s.d, .qkv = s.qkv}) &&
+         Room<kMostTokensHere>::bytes(m) <= device_limits().shared_bytes_opt_in;
 }
 
 void short_records(const MapSource<bf16>& s, const MapLayout& m, const Records& records, float* out,
                    void* stream) {
-  const int64_t bytes = Room::bytes(m);
-  allow_shared(stats_short, "stats_short", bytes);
-  stats_short<<<unsigned(s.b * s.h), kThreadsHere, size_t(bytes), as_stream(stream)>>>(
-      s, m, records, out, tensor_map(s.qkv, s.b, m.t, 3 * s.h * s.d, int(round_up<int64_t>(m.t, 16))));
-  check_launch("stats_short", stream);
+  if (m.t <= 80) return launch_short<80>(s, m, records, out, stream);
+  if (m.t <= 144) return launch_short<144>(s, m, records, out, stream);
+  if (m.t <= 208) return launch_short<208>(s, m, records, out, stream);
+  launch_short<256>(s, m, records, out, stream);
 }
 
 }  // namespace occam::kernels

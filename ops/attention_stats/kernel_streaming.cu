@@ -25,7 +25,8 @@ struct Shared {
     sums = work + g.warps * kWorkFloats;
     key_squares = sums + 4 * g.warps * kChunk;
     tables.offsets = reinterpret_cast<int*>(key_squares + 8);  // read in pairs
-    tables.distances = reinterpret_cast<float*>(tables.offsets + Tables::ints(m));
+    tables.keys = int(round_up<int64_t>(m.t, kUnit));
+    tables.distances = reinterpret_cast<float*>(tables.offsets + tables.keys);
   }
   static int64_t bytes(const Tiling& g, const MapLayout& m) {
     const Shared s(nullptr, g, m);

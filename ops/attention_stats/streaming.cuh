@@ -1,8 +1,9 @@
 #pragma once
 // What a warp does with the scores of its 16 rows to get all statistics that need no order, wherever the
-// scores come from. Keys come twice, 8, 16 or 32 at a time: first_pass adds up all that is linear in the
-// weights 2^x of a row, second_pass knows their sum and adds up what needs probabilities. A lane's scores are
-// those of mma.cuh: rows g and g+8, of every 8 keys those at 2q and 2q+1. Derivations: README.md.
+// scores come from. First all that is linear in the weights 2^x of a row is added up, then, their sum being
+// known, what needs probabilities; first_pass and second_pass do so for scores that are made twice, 8 or 32
+// keys at a time. A lane's scores are those of mma.cuh: rows g and g+8, of every 8 keys those at 2q and 2q+1.
+// Derivations: README.md.
 #include "core/cuda/launch.h"
 #include "core/cuda/mma.cuh"
 #include "core/cuda/reduce.cuh"
@@ -67,16 +68,16 @@ struct Counter {
 /// Distances on the grid, in shared memory.
 struct Tables {
   float* distances;  // [2 grid_h - 1][2 grid_w - 1], by difference of rows and columns
-  int* offsets;      // of a key in `distances`, in bytes; [t] and to the end of its unit
+  int* offsets;      // of a key in `distances`, in bytes; [keys], 0 from t on
+  int keys;
   static OCCAM_HD int64_t floats(const MapLayout& m) { return (2 * m.grid_h - 1) * (2 * m.grid_w - 1); }
-  static OCCAM_HD int64_t ints(const MapLayout& m) { return round_up<int64_t>(m.t, 2 * kUnit); }
   /// By all threads; they synchronise after.
   __device__ __forceinline__ void fill(const MapLayout& m) const {
     const int gw = int(m.grid_w), gh = int(m.grid_h), width = 2 * gw - 1, prefix = int(m.prefix);
     const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
     const int warps = int(blockDim.x) / kWarp;
     const Divisor by_grid(gw);
-    for (int j = int(threadIdx.x); j < int(ints(m)); j += int(blockDim.x)) {
+    for (int j = int(threadIdx.x); j < keys; j += int(blockDim.x)) {
       const int patch = max(j - prefix, 0);
       offsets[j] = j < int(m.t) ? (patch + by_grid.quotient(patch) * (width - gw)) * int(sizeof(float)) : 0;
     }
@@ -138,6 +139,17 @@ __device__ __forceinline__ float largest_product(const float* s, int half) {
   return warp_reduce<4>(most, MaxOp{});
 }
 
+/// The same in a lane's own, as bits, and no less than 0: floats above 0, and NaN, are in the order of their
+/// bits.
+template <int kN>
+__device__ __forceinline__ int largest_bits(const float* s, int half) {
+  int most = 0;
+#pragma unroll
+  for (int i = 2 * half; i < 4 * kN; i += 4)
+    most = __vimax3_s32(most, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+  return most;
+}
+
 /// Sums relative to 2^(base + shift).
 __device__ __forceinline__ void raise(Row& r, float shift) {
   const float scale = exp2_fast(-shift);
@@ -148,61 +160,30 @@ __device__ __forceinline__ void raise(Row& r, float shift) {
   r.base += shift;
 }
 
-/// s [4 kN]: raw products of the warp's rows with the 8 kN keys from `key` on; score = s * factor, to base 2.
-/// The base is the maximum of the first keys and is raised only when an exponent grows too large for it.
-template <int kN>
-__device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRows& at, float factor,
-                                           float inverse_factor, int key) {
+/// Adds what is linear in the weights e [4 kN] of the 8 kN keys from `key` on. kPrefix: some of them may be
+/// prefix keys.
+template <int kN, bool kPrefix>
+__device__ __forceinline__ void add_linear(const float* e, Row (&row)[2], const WarpRows& at, int key) {
   const int column = int(threadIdx.x) % 4 * 2;
-  if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
-  if (key == 0) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half) row[half].base = largest_product<kN>(s, half) * factor;
-  }
-  bool fits = true;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    // Floats above 0, and NaN, are in the order of their bits.
-    const float limit = (row[half].base + kMostExponent) * inverse_factor;
-    int most = 0;
-#pragma unroll
-    for (int i = 2 * half; i < 4 * kN; i += 4)
-      most = __vimax3_s32(most, __float_as_int(s[i]), __float_as_int(s[i + 1]));
-    fits = fits && limit > 0 && most <= __float_as_int(limit);
-  }
-  if (!__all_sync(0xffffffffu, fits)) {
-#pragma unroll
-    for (int half = 0; half < 2; ++half)
-      raise(row[half], fmaxf(0, largest_product<kN>(s, half) * factor - row[half].base));
-  }
-#pragma unroll
-  for (int i = 0; i < 4 * kN; ++i) {
-    Row& r = row[i / 2 % 2];
-    const float x = fmaf(s[i], factor, -r.base), e = exp2_fast(x);
-    r.weighted = fmaf(e, x, r.weighted);  // 0 * -inf is NaN, as it should: not a finite score
-    r.squares = fmaf(e, e, r.squares);
-    s[i] = e;
-  }
-  if (key < at.prefix) {  // from here on patch keys only
-    if (key == 0 && column == 0) row[0].first = s[0], row[1].first = s[2];
-#pragma unroll
-    for (int i = 0; i < 4 * kN; ++i)
-      if (key + i / 4 * 8 + column + i % 2 < at.prefix) row[i / 2 % 2].prefix += s[i], s[i] = 0;
-  }
   float sum[2] = {};
-  const auto place = [&]<bool kNear>(int n) {
+  const auto place = [&]<bool kAll>(int n) {
     const int2 to = *reinterpret_cast<const int2*>(at.offsets + key + n * 8 + column);
 #pragma unroll
     for (int i = 4 * n; i < 4 * n + 4; ++i) {
       const int half = i / 2 % 2;
       Row& r = row[half];
       const float distance = *reinterpret_cast<const float*>(at.from[half] + (i % 2 == 0 ? to.x : to.y));
-      sum[half] += s[i];
-      r.distance = fmaf(s[i], distance, r.distance);
-      if constexpr (kNear) {
+      float patch = e[i];
+      if constexpr (kAll && kPrefix) {
+        const bool of_prefix = key + n * 8 + column + i % 2 < at.prefix;
+        r.prefix += of_prefix ? patch : 0, patch = of_prefix ? 0 : patch;
+      }
+      sum[half] += patch;
+      r.distance = fmaf(patch, distance, r.distance);
+      if constexpr (kAll) {
         // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
-        r.window3 = fmaf(s[i], __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
-        r.window5 = fmaf(s[i], __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
+        r.window3 = fmaf(patch, __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
+        r.window5 = fmaf(patch, __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
       }
     }
   };
@@ -210,7 +191,7 @@ __device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRo
 #pragma unroll
   for (int n = 0; n < kN; n += kStep) {
     const int begin = key + n * 8;
-    if (begin < at.band_end && begin + 8 * kStep > at.band_begin) {
+    if ((kPrefix && begin < at.prefix) || (begin < at.band_end && begin + 8 * kStep > at.band_begin)) {
 #pragma unroll
       for (int k = n; k < n + kStep; ++k) place.template operator()<true>(k);
     } else {
@@ -220,6 +201,45 @@ __device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRo
   }
 #pragma unroll
   for (int half = 0; half < 2; ++half) row[half].sum += sum[half];
+}
+
+/// Raw products s [4 kN] become weights; score = s * factor, to base 2.
+template <int kN>
+__device__ __forceinline__ void weigh(float* s, Row (&row)[2], float factor) {
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i) {
+    Row& r = row[i / 2 % 2];
+    const float x = fmaf(s[i], factor, -r.base), e = exp2_fast(x);
+    r.weighted = fmaf(e, x, r.weighted);  // 0 * -inf is NaN, as it should: not a finite score
+    r.squares = fmaf(e, e, r.squares);
+    s[i] = e;
+  }
+}
+
+/// s [4 kN]: raw products of the warp's rows with the 8 kN keys from `key` on.
+/// The base is the maximum of the first keys and is raised only when an exponent grows too large for it.
+template <int kN>
+__device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRows& at, float factor,
+                                           float inverse_factor, int key) {
+  if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
+  if (key == 0) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) row[half].base = largest_product<kN>(s, half) * factor;
+  }
+  bool fits = true;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float limit = (row[half].base + kMostExponent) * inverse_factor;
+    fits = fits && limit > 0 && largest_bits<kN>(s, half) <= __float_as_int(limit);
+  }
+  if (!__all_sync(0xffffffffu, fits)) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      raise(row[half], fmaxf(0, largest_product<kN>(s, half) * factor - row[half].base));
+  }
+  weigh<kN>(s, row, factor);
+  if (key == 0 && int(threadIdx.x) % 4 == 0) row[0].first = s[0], row[1].first = s[2];
+  add_linear<kN, true>(s, row, at, key);
 }
 
 /// What the first pass tells of the row that a lane of the quad reports: row g of lanes 0 and 2, g + 8 of
@@ -295,18 +315,25 @@ __device__ __forceinline__ void add_columns(const float* e, float upper, float l
   __syncwarp();
 }
 
+/// Counts weights e [4 kN] below the thresholds.
+template <int kN>
+__device__ __forceinline__ void count(const float* e, Shares& shares) {
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i) {
+    const int half = i / 2 % 2;
+    shares.below[half].add(e[i], shares.middle, shares.decided[half]);
+    shares.below_uniform[half].add(e[i], shares.middle, shares.decided[half]);
+  }
+}
+
 /// The same products again. `work`: kWorkFloats of the warp; the sums are those of the 8 kN columns.
 template <int kN>
 __device__ __forceinline__ void second_pass(float* s, Shares& shares, const WarpRows& at, float factor,
                                             int key, float* work, float* patch_sums, float* prefix_sums) {
   if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
 #pragma unroll
-  for (int i = 0; i < 4 * kN; ++i) {
-    const int half = i / 2 % 2;
-    s[i] = exp2_fast(fmaf(s[i], factor, -shares.base[half]));
-    shares.below[half].add(s[i], shares.middle, shares.decided[half]);
-    shares.below_uniform[half].add(s[i], shares.middle, shares.decided[half]);
-  }
+  for (int i = 0; i < 4 * kN; ++i) s[i] = exp2_fast(fmaf(s[i], factor, -shares.base[i / 2 % 2]));
+  count<kN>(s, shares);
   if (at.first >= at.prefix) {
     add_columns<kN>(s, shares.weight[0], shares.weight[1], work, patch_sums);
     return;
