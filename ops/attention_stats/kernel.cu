@@ -1,9 +1,10 @@
 // Statistics of attention maps in f64, a row at a time, and the means of the rows' values. Sums have a fixed
 // order: a block adds its rows in order into its own part of the columns, a second kernel adds the parts in
-// order. Rows of bf16 are measured by kernel_mma.cu, but for those that it leaves undecided.
+// order. Rows of bf16 are measured by other kernels, which may leave some undecided.
 #include <algorithm>
 #include <type_traits>
 
+#include "ops/attention_stats/finish.cuh"
 #include "ops/attention_stats/records.h"
 #include "ops/attention_stats/rows.cuh"
 
@@ -82,7 +83,7 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t mine = first + int64_t(threadIdx.x % kWarp) * teams;
     // Every warp of a block that is one team sees the same rows.
     unsigned left =
-        __ballot_sync(0xffffffffu, mine < rows && records.values[mine * kStats + kSinkMassMax] == kUndecided);
+        __ballot_sync(0xffffffffu, mine < rows && is_marked(records.values[mine * kStats + kSinkMassMax]));
     Owner::sync();
     for (; left != 0; left &= left - 1) {
       const int64_t row = first + int64_t(__ffs(int(left)) - 1) * teams, map = row / m.t, i = row % m.t;
@@ -95,57 +96,26 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// A block is a map: means over its rows. Thread x adds statistic x % kStats of every 32nd row.
+/// A block is a map: means over its rows.
 __global__ void __launch_bounds__(kFinishThreads) stats_finish(MapLayout m, Records records, float* out) {
-  constexpr int kGroups = kFinishThreads / kStats;
-  __shared__ double sums[3][kGroups][kStats];  // over prefix rows, over patch rows, patch rows that count
+  __shared__ double room[kMeansBytes<kFinishThreads> / 8];
+  __shared__ unsigned most[2][kFinishThreads / kWarp];
   const int64_t map = blockIdx.x;
-  const int k = int(threadIdx.x) % kStats, group = int(threadIdx.x) / kStats;
-  const float* rows = records.values + map * m.t * kStats;
   const double* columns = records.columns + map * records.parts * 2 * m.t;
-  double prefix = 0, patch = 0, counted = 0;
-#pragma unroll 4
-  for (int64_t i = group; i < m.t; i += kGroups) {
-    const double value = rows[i * kStats + k];
-    const double support = rows[i * kStats + kEffectiveSupport];
-    // A patch row without mass on patches has no distance and is left out of that mean.
-    const bool counts = k != kAttentionDistance || !isnan(value) || !isfinite(support);
-    prefix += i < m.prefix ? value : 0;
-    patch += i >= m.prefix && counts ? value : 0;
-    counted += i >= m.prefix && counts ? 1 : 0;
-  }
-  sums[0][group][k] = prefix, sums[1][group][k] = patch, sums[2][group][k] = counted;
-  double all_max = 0, patch_max = 0;
+  float all_most = 0, patch_most = 0;
   for (int64_t j = threadIdx.x; j < m.t; j += kFinishThreads) {
     double over_prefix = 0, over_patch = 0;
     for (int64_t part = 0; part < records.parts; ++part) {
       over_prefix += columns[part * 2 * m.t + j];
       over_patch += columns[(part * 2 + 1) * m.t + j];
     }
-    all_max = max_(all_max, over_prefix + over_patch);
-    patch_max = max_(patch_max, over_patch);
+    all_most = max_(all_most, float(over_prefix + over_patch));
+    patch_most = max_(patch_most, float(over_patch));
   }
-  all_max = block_max(all_max);  // synchronises
-  patch_max = block_max(patch_max);
-  if (threadIdx.x >= kStats) return;
-  prefix = patch = counted = 0;
-  double prefix_finite = 0, patch_finite = 0;
-  for (int from = 0; from < kGroups; ++from) {
-    prefix += sums[0][from][k], patch += sums[1][from][k], counted += sums[2][from][k];
-    prefix_finite += sums[0][from][kEffectiveSupport], patch_finite += sums[1][from][kEffectiveSupport];
-  }
-  const double all_rows = double(m.t), patch_rows = double(m.t - m.prefix);
-  const bool spatial = k == kAttentionDistance || k == kWindowMass3 || k == kWindowMass5;
-  double of_patch = patch / counted;
-  double of_all = spatial ? of_patch : (patch + prefix) / all_rows;
-  if (k == kSinkMassMax) {  // NaN when a row was not finite, as for the other keys
-    of_all = isfinite(patch_finite + prefix_finite) ? all_max / all_rows : nan_();
-    of_patch = isfinite(patch_finite) ? patch_max / patch_rows : nan_();
-  }
-  float* to = out + map * 3 * kStats + k;
-  to[0] = float(of_all);
-  to[kStats] = m.prefix > 0 ? rows[k] : float(nan_());
-  to[2 * kStats] = float(of_patch);
+  all_most = most_of_block<kFinishThreads>(all_most, most[0]);
+  patch_most = most_of_block<kFinishThreads>(patch_most, most[1]);
+  write_means<kFinishThreads>(records.values + map * m.t * kStats, kStats, m, all_most, patch_most, room,
+                              out + map * 3 * kStats);
 }
 
 /// A block is row i of head h, over the batch. Thread x owns the columns x, x + kThreads, ... Dynamic shared
@@ -206,18 +176,43 @@ void launch_undecided(const MapSource<bf16>& s, const MapLayout& m, const Record
   // By block: they are few, so what counts is how long one takes.
   const RowRoom room = room_of<false>(m.t, s.d);
   const int64_t rows = s.b * s.h * m.t;
-  auto* kernel = stats_undecided<false, true, bf16>;  // what mma_takes is packed
+  auto* kernel = stats_undecided<false, true, bf16>;  // what streaming_takes is packed
   allow_shared(kernel, "stats_undecided", room.bytes);
   kernel<<<grid_of_rows(div_up(rows, kRowsOfChecker)), kThreads, size_t(room.bytes), stream>>>(
       s, m, records, room.padded, rows);
   check_launch("stats_undecided", stream);
 }
 
+/// What is left to do for bf16.
+enum class Left { rows, means, nothing };
+Left measure_on_tensor_cores(const MapSource<bf16>& source, const MapLayout& m, Records& records, float* out,
+                             void* stream) {
+  const bool sorts = order_takes(source, m);
+  if (m.order && !sorts && !order_long_takes(source, m)) return Left::rows;
+  if (short_takes(source, m)) {
+    records.parts = 1;
+    short_records(source, m, records, out, stream);
+    if (!m.order) return Left::nothing;
+  } else if (streaming_takes(source, m)) {
+    records.parts = streaming_parts(m.t);
+    streaming_records(source, m, records, stream);
+  } else {
+    return Left::rows;
+  }
+  if (m.order && sorts) {
+    order_records(source, m, records, stream);
+    return Left::means;
+  }
+  if (m.order) order_long_records(source, m, records, stream);
+  launch_undecided(source, m, records, as_stream(stream));
+  return Left::means;
+}
+
 }  // namespace
 
 int64_t attention_stats_scratch(int64_t maps, const MapLayout& m) {
   static_assert(kStats % 2 == 0);
-  return maps * m.t * (kStats / 2 + 2 * std::max(parts_of(m.t), mma_parts(m.t)));
+  return maps * m.t * (kStats / 2 + 2 * std::max(parts_of(m.t), streaming_parts(m.t)));
 }
 
 template <class T>
@@ -225,16 +220,10 @@ void attention_stats(const MapSource<T>& source, const MapLayout& m, double* scr
                      void* stream) {
   const int64_t maps = source.b * source.h;
   Records records{m.t, parts_of(m.t), reinterpret_cast<float*>(scratch), scratch + maps * m.t * kStats / 2};
-  bool measured = false;
-  if constexpr (std::is_same_v<T, bf16>) {
-    if (mma_takes(source, m)) {
-      measured = true;
-      records.parts = mma_parts(m.t);
-      mma_records(source, m, records, stream);
-      launch_undecided(source, m, records, as_stream(stream));
-    }
-  }
-  if (!measured)
+  Left left = Left::rows;
+  if constexpr (std::is_same_v<T, bf16>) left = measure_on_tensor_cores(source, m, records, out, stream);
+  if (left == Left::nothing) return;
+  if (left == Left::rows)
     (m.t <= kWarpRow ? launch_rows<true, T> : launch_rows<false, T>)(source, m, records, as_stream(stream));
   stats_finish<<<unsigned(maps), kFinishThreads, 0, as_stream(stream)>>>(m, records, out);
   check_launch("stats_finish", as_stream(stream));

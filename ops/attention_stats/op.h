@@ -58,7 +58,7 @@ struct AttentionStatsOptions {
 /// tokens, attention_distance when no row has mass on patches, and rows with a score that is not finite.
 /// Counts are those of exact arithmetic: probabilities are computed in f64, for bf16 on a GPU in f32 and
 /// again in f64 where f32 cannot decide (README.md; fast for heads of 8, 16, ... 128 and, with order metrics,
-/// t up to 264). Not differentiable. Throws Error{shape} when prefix_tokens + grid_h * grid_w is not t. On a
+/// t up to 2048). Not differentiable. Throws Error{shape} when prefix_tokens + grid_h * grid_w is not t. On a
 /// GPU t is at most 16384.
 Tensor attention_stats(const Tensor& qkv, const AttentionStatsOptions& options,
                        std::optional<double> scale = {});

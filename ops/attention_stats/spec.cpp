@@ -169,18 +169,40 @@ OP_SPEC(attention_stats) {
   add("1x65x2x32", randn({1, 65, 3, 2, 32}, 2), grid(1, 8, 8));
   add("2x130x1x24-two-prefix", randn({2, 130, 3, 1, 24}, 2), grid(2, 8, 16));
   add("1x257x1x128", randn({1, 257, 3, 1, 128}, 2), grid(1, 16, 16));
-  AttentionStatsOptions streaming = grid(1, 13, 23);
-  streaming.order_metrics = false;
-  add("1x300x2x16-streaming", randn({1, 300, 3, 2, 16}, 2), streaming);
+  add("1x1153x1x8", randn({1, 1153, 3, 1, 8}, 3), grid(1, 32, 36));
+  // Heads of 64, whose rows up to 256 tokens have a kernel of their own: one group of 64 rows, all of them,
+  // warps without rows, every number of keys that it is compiled for and one more, many prefix tokens.
+  auto unsorted = [&](std::string name, Input qkv, AttentionStatsOptions o) {
+    o.order_metrics = false;
+    add(std::move(name), std::move(qkv), o);
+  };
+  unsorted("1x300x2x16-streaming", randn({1, 300, 3, 2, 16}, 2), grid(1, 13, 23));
+  unsorted("1x1x1x64-streaming", randn({1, 1, 3, 1, 64}), grid(0, 1, 1));
+  unsorted("2x17x2x64-streaming", randn({2, 17, 3, 2, 64}, 2), grid(1, 4, 4));
+  unsorted("1x66x1x64-two-prefix-streaming", outliers({1, 66, 3, 1, 64}, 8), grid(2, 8, 8));
+  unsorted("1x92x1x64-streaming", randn({1, 92, 3, 1, 64}, 3), grid(1, 7, 13));
+  unsorted("1x145x2x64-nine-prefix-streaming", randn({1, 145, 3, 2, 64}, 2), grid(9, 8, 17));
+  unsorted("2x197x2x64-streaming", randn({2, 197, 3, 2, 64}, 2), grid(1, 14, 14));
+  unsorted("1x256x1x64-no-prefix-streaming", randn({1, 256, 3, 1, 64}, 2), grid(0, 16, 16));
+  add("1x256x1x64-many-prefix", randn({1, 256, 3, 1, 64}, 2), grid(31, 15, 15));
+  // Token 0 takes all but 1e-64: what is left for the grid is below the range of f32.
+  std::vector<double> taken(size_t(17 * 3 * 64), 0.25);
+  for (size_t i = 0; i < 17; ++i)
+    taken[i * 192] = 30, taken[i * 192 + 64] = i == 0 ? 40 : 1 + double(i % 4) / 8;
+  add("1x17x1x64-taken", values({1, 17, 3, 1, 64}, taken), grid(1, 4, 4));
+  unsorted("1x17x1x64-taken-streaming", values({1, 17, 3, 1, 64}, taken), grid(1, 4, 4));
+  // No score is above -90: the largest of them is the base, not 0.
+  std::vector<double> negative(size_t(17 * 3 * 64), 0.25);
+  for (size_t i = 0; i < 17 * 64; ++i)
+    negative[i / 64 * 192 + i % 64] = 3, negative[i / 64 * 192 + 64 + i % 64] = -4 - double(i / 64 % 5) / 16;
+  unsorted("1x17x1x64-negative-streaming", values({1, 17, 3, 1, 64}, negative), grid(1, 4, 4));
   // Probabilities so close to 1/N that f32 cannot count them.
   add("1x65x1x16-nearly-uniform", randn({1, 65, 3, 1, 16}, 0.01), grid(1, 8, 8));
   // All scores 0: every row is uniform, nothing is below 1/N, and 90 % of the tokens hold 0.9.
   add("1x10x1x4-uniform", values({1, 10, 3, 1, 4}, std::vector<double>(120, 0.0)), grid(1, 3, 3));
   // One key takes nearly all: entropy goes to 0, Hoyer to 1.
   add("1x17x1x8-peaked", outliers({1, 17, 3, 1, 8}, 16), grid(1, 4, 4));
-  AttentionStatsOptions unsorted = grid(1, 4, 4);
-  unsorted.order_metrics = false;
-  add("2x17x1x8-unsorted", randn({2, 17, 3, 1, 8}), unsorted);
+  unsorted("2x17x1x8-unsorted", randn({2, 17, 3, 1, 8}), grid(1, 4, 4));
   add("no-images", randn({0, 5, 3, 2, 4}), grid(1, 2, 2));
 
   spec.sample(

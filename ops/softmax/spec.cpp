@@ -34,9 +34,12 @@ OP_SPEC(softmax) {
   add({1, 1}, "1x1").small();
   add({3, 7}, "3x7").small();
   add({0, 5}, "empty-batch");
+  add({5, 64}, "5x64");
   add({2, 5, 197}, "2x5x197");
+  add({3, 300}, "3x300");
   add({4, 1000}, "4x1000");
   add({3, 4097}, "3x4097");
+  add({2, 4104}, "2x4104");
   spec.bad(
       "empty-axis",
       [] {

@@ -11,13 +11,14 @@ namespace occam::suite {
 namespace {
 
 class AttentionStats : public testing::TestWithParam<std::tuple<std::string, bool, DType>> {};
-INSTANTIATE_TEST_SUITE_P(Lengths, AttentionStats,
-                         testing::Combine(testing::Values<std::string>("2x17x2x8", "1x50x3x16", "1x65x2x32",
-                                                                       "2x130x1x24-two-prefix", "1x197x1x64",
-                                                                       "1x257x1x128", "1x300x2x16-streaming",
-                                                                       "1x577x1x16", "1x1025x1x8",
-                                                                       "1x65x1x16-nearly-uniform"),
-                                          testing::Bool(), testing::Values(DType::f32, DType::bf16)));
+INSTANTIATE_TEST_SUITE_P(
+    Lengths, AttentionStats,
+    testing::Combine(testing::Values<std::string>("2x17x2x8", "1x50x3x16", "1x65x2x32",
+                                                  "2x130x1x24-two-prefix", "1x197x1x64", "1x257x1x128",
+                                                  "1x300x2x16-streaming", "1x577x1x16", "1x1025x1x8",
+                                                  "1x65x1x16-nearly-uniform", "2x197x2x64-streaming",
+                                                  "1x66x1x64-two-prefix-streaming", "1x1153x1x8"),
+                     testing::Bool(), testing::Values(DType::f32, DType::bf16)));
 
 TEST_P(AttentionStats, EveryKeyAgreesWithTheMaterialisedMap) {
   const auto [name, on_gpu, dtype] = GetParam();

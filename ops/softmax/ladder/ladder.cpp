@@ -36,6 +36,7 @@ OCCAM_LADDER(softmax) {
   step("v2_warp", "a warp a row, joined by shuffles", kernels::ladder::softmax_v2_warp);
   step("v3_registers", "16-byte loads, the row in registers: one pass",
        kernels::ladder::softmax_v3_registers);
-  step("v4_shipped", "the op's own kernel, for rows of any length", kernels::softmax_fwd<bf16>);
+  step("v4_shipped", "the op's own kernel: v3 for rows of any length and alignment",
+       kernels::softmax_fwd<bf16>);
   return ladder;
 }

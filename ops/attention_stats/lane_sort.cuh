@@ -1,6 +1,6 @@
 #pragma once
-// Sorting in registers: a quad of lanes (4q .. 4q+3) holds kN numbers a lane. Networks are unrolled, so every
-// index is a constant; only three of the steps cross lanes.
+// Sorting in registers: 4 or 32 neighbouring lanes hold kN numbers a lane. Networks are unrolled, so every
+// index is a constant; only 3 or 15 of the steps cross lanes. And what is asked of a sorted row.
 #include "core/cuda/reduce.cuh"
 
 namespace occam::cuda {
@@ -60,30 +60,34 @@ __device__ __forceinline__ void exchange_lists(float (&v)[kN], int partner, floa
   }
 }
 
-/// The largest to the first lane's v[0], falling over its registers and then over the lanes.
-template <int kN>
-__device__ __forceinline__ void sort_quad(float (&v)[kN]) {
-  const int lane = int(threadIdx.x) % 4;
-  const float even = lane % 2 == 0 ? 1.0f : -1.0f, low = lane < 2 ? 1.0f : -1.0f;
+/// The largest to the first lane's v[0], falling over its registers and then over the lanes: a bitonic
+/// network of lanes, whose comparators merge two lists.
+template <int kLanes, int kN>
+__device__ __forceinline__ void sort_lanes(float (&v)[kN]) {
+  const int lane = int(threadIdx.x) % kLanes;
   sort_registers(v);
-  // Lanes 0, 1 and 2, 3 become sorted lists; the larger half of both goes to lanes 0, 1; which are sorted.
 #pragma unroll 1
-  for (int step = 0; step < 3; ++step) {
-    const float keep = step == 1 ? low : even;
-    if (step == 1)
-      exchange_lists<true>(v, 3, keep);
-    else
-      exchange_lists<false>(v, 1, keep);
-    merge_valley<0, kN>(v);
+  for (int span = 2; span <= kLanes; span *= 2)
+#pragma unroll 1
+    for (int apart = span - 1; apart > 0;) {  // opposite the mirrored lane, then half a span on
+      const bool mirrored = apart == span - 1;
+      const float keep = (lane & (mirrored ? span / 2 : apart)) == 0 ? 1.0f : -1.0f;
+      // After a step between neighbours lists rise and fall by turns.
+      if (mirrored && span > 2)
+        exchange_lists<true>(v, apart, keep);
+      else
+        exchange_lists<false>(v, apart, keep);
+      merge_valley<0, kN>(v);
 #pragma unroll
-    for (int i = 0; i < kN; ++i) v[i] *= keep;
-  }
+      for (int i = 0; i < kN; ++i) v[i] *= keep;
+      apart = mirrored ? span / 4 : apart / 2;
+    }
 #pragma unroll
   for (int i = 0; i < kN / 2; ++i) {
     const int j = kN - 1 - i;
-    float left = v[i], right = v[j];
-    v[i] = even > 0 ? right : left;
-    v[j] = even > 0 ? left : right;
+    const float left = v[i], right = v[j];
+    v[i] = lane % 2 == 0 ? right : left;
+    v[j] = lane % 2 == 0 ? left : right;
   }
 }
 

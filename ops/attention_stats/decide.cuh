@@ -1,0 +1,199 @@
+#pragma once
+// What f32 could not tell of a row, in f64: by a warp, or by a block where order matters too.
+#include "core/cuda/reduce.cuh"
+#include "ops/attention_stats/records.h"
+
+namespace occam::kernels {
+
+/// The bf16 in the upper half of x, times 2^-896: exact, whatever the number.
+__device__ __forceinline__ double widened(uint32_t x) {
+  return __hiloint2double((int(x) >> 3) & int(0x8fffe000), 0);
+}
+
+/// Sum over the block; `room` has a number for each warp.
+__device__ __forceinline__ double sum_of_block(double x, double* room) {
+  using namespace cuda;
+  x = warp_sum(x);
+  __syncthreads();
+  if (threadIdx.x % kWarp == 0) room[threadIdx.x / kWarp] = x;
+  __syncthreads();
+  double sum = 0;
+  for (int w = 0; w < int(blockDim.x) / kWarp; ++w) sum += room[w];
+  return sum;
+}
+
+/// f(i), all threads together, for every thread i whose `wanted` is set. Ends synchronised.
+template <class F>
+__device__ __forceinline__ void for_wanted(bool wanted, F f) {
+  using namespace cuda;
+  __shared__ unsigned masks[kWarp];
+  const unsigned mine = __ballot_sync(0xffffffffu, wanted);
+  if (threadIdx.x % kWarp == 0) masks[threadIdx.x / kWarp] = mine;
+  __syncthreads();
+  for (int w = 0; w < int(blockDim.x) / kWarp; ++w)
+    for (unsigned left = masks[w]; left != 0; left &= left - 1) {
+      f(w * kWarp + __ffs(int(left)) - 1);
+      __syncthreads();
+    }
+}
+
+/// Bytes of `room` for decide_row.
+inline OCCAM_HD int64_t decide_bytes(int64_t t, int64_t d) { return (t + d + 32) * int64_t(sizeof(double)); }
+
+/// Row i, whose record is v, by the block; its mass support only when the record has kNoSupport. `pack`(j,
+/// c): elements 8c .. 8c+7 of key j; d is a multiple of 8; weights are taken relative to 2^base. Synchronised
+/// before and after.
+template <class Pack>
+__device__ __forceinline__ void decide_row(const Pack& pack, const bf16* query, int d, double scale,
+                                           double base, int i, const MapLayout& m, double* room, float* v) {
+  double *sums = room, *q = room + 32, *a = q + d;
+  const int thread = int(threadIdx.x), threads = int(blockDim.x), t = int(m.t);
+  const bool places = v[kAttentionDistance] == kNoMass, support = v[kMassSupport] == kNoSupport;
+  for (int c = thread; c < d; c += threads) q[c] = double(float(query[c])) * 0x1p896;
+  __syncthreads();
+  double sum = 0;
+#pragma unroll 1
+  for (int j = thread; j < t; j += threads) {
+    double score[4] = {};
+#pragma unroll 2
+    for (int c = 0; c < d / 8; ++c) {
+      const uint4 eight = pack(j, c);
+      const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        score[n] = fma(q[c * 8 + 2 * n], widened(words[n] << 16), score[n]);
+        score[n] = fma(q[c * 8 + 2 * n + 1], widened(words[n]), score[n]);
+      }
+    }
+    sum += a[j] = exp(scale * ((score[0] + score[1]) + (score[2] + score[3])) - base * 0.6931471805599453);
+  }
+  const double inverse = 1 / sum_of_block(sum, sums), n = double(t);
+  int below = 0, below_uniform = 0, before = 0;
+#pragma unroll 1
+  for (int first = 0; first < t; first += threads) {
+    const int j = first + thread;
+    const double own = j < t ? a[j] : 0, p = j < t ? own * inverse : 1;
+    below += __syncthreads_count(p < kShareThreshold * (1 - kTie));
+    below_uniform += __syncthreads_count(p < 1 / n * (1 - kTie));
+    if (!support) continue;
+    double mass[4] = {own};  // of the entries up to this one, the largest first
+    if (j < t) {
+#pragma unroll 1
+      for (int k = 0; k < t; k += 4)
+#pragma unroll
+        for (int u = 0; u < 4; ++u) {
+          const double other = k + u < t ? a[k + u] : 0;
+          mass[u] += other > own || (other == own && k + u < j) ? other : 0;
+        }
+    }
+    const double up_to = ((mass[0] + mass[1]) + (mass[2] + mass[3])) * inverse;
+    before += __syncthreads_count(j < t && up_to < kSupportMass * (1 - kTie));
+  }
+  if (thread == 0) {
+    v[kThresholdShare] = float(below / n), v[kThresholdShareUniform] = float(below_uniform / n);
+    if (support) v[kMassSupport] = float(min(before + 1, t) / n);
+    v[kSinkMassMax] = fabsf(v[kSinkMassMax]);
+  }
+  if (!places) return;
+  const int gw = int(m.grid_w), patch = i - int(m.prefix), y = patch / gw, x = patch % gw;
+  double mass = 0, distance = 0, window3 = 0, window5 = 0;
+  for (int key = thread; key < t - int(m.prefix); key += threads) {
+    const int dy = key / gw - y, dx = key % gw - x, reach = max(abs(dy), abs(dx));
+    const double p = a[key + m.prefix] * inverse;
+    mass += p, distance += p * sqrt(double(dy * dy + dx * dx));
+    window3 += reach <= 1 ? p : 0, window5 += reach <= 2 ? p : 0;
+  }
+  mass = sum_of_block(mass, sums), distance = sum_of_block(distance, sums);
+  window3 = sum_of_block(window3, sums), window5 = sum_of_block(window5, sums);
+  if (thread > 0) return;
+  v[kAttentionDistance] = mass > 0 ? float(distance / mass) : __int_as_float(0x7fc00000);
+  v[kWindowMass3] = float(window3), v[kWindowMass5] = float(window5);
+}
+
+/// e^x for x up to about 0, within 1e-14 of itself; 0 below -700. Without a branch, so that a lane's calls
+/// overlap.
+__device__ __forceinline__ double exp_of_negative(double x) {
+  const double magic =
+      6755399441055744.0;  // 1.5 * 2^52: rounds to whole numbers, which stand in its last bits
+  const double shifted = fma(x, 1.4426950408889634, magic), n = shifted - magic;
+  const double r = fma(n, -1.9082149292705877e-10, fma(n, -0.6931471803691238, x));  // ln 2 in two parts
+  double y = 1.0 / 39916800;
+  const double terms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
+                          1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
+#pragma unroll
+  for (double term : terms) y = fma(y, r, term);
+  const double scaled =
+      __hiloint2double(__double2hiint(y) + (__double2loint(shifted) << 20), __double2loint(y));
+  return x < -700 ? 0 : scaled;
+}
+
+/// Row i, whose record is v, by a warp, for d = 64, at most 32 kKeys keys and no order. `pack`(j, c):
+/// elements 8c .. 8c+7 of key j, which may be any up to the last multiple of 16. The record tells the base.
+template <int kKeys, class Pack>
+__device__ __forceinline__ void decide_by_warp(const Pack& pack, const bf16* query, double scale, int i,
+                                               const MapLayout& m, float* v) {
+  using namespace cuda;
+  const int lane = int(threadIdx.x) % kWarp, t = int(m.t), last = round_up(t, 16) - 1;
+  const uint32_t two = reinterpret_cast<const uint32_t*>(query)[lane];
+  const double base = double(v[kTopMass1]) * 0.6931471805599453;
+  const bool places = v[kAttentionDistance] == kNoMass;
+  double e[kKeys] = {};
+#pragma unroll 1
+  for (int c = 0; c < 8; ++c) {
+    double q[8];
+#pragma unroll
+    for (int n = 0; n < 4; ++n) {
+      const uint32_t word = __shfl_sync(0xffffffffu, two, c * 4 + n);
+      q[2 * n] = widened(word << 16) * 0x1p896, q[2 * n + 1] = widened(word) * 0x1p896;
+    }
+#pragma unroll
+    for (int k = 0; k < kKeys; ++k) {
+      const uint4 of_key = pack(min(k * kWarp + lane, last), c);
+      const uint32_t parts[4] = {of_key.x, of_key.y, of_key.z, of_key.w};
+#pragma unroll
+      for (int n = 0; n < 4; ++n) {
+        e[k] = fma(q[2 * n], widened(parts[n] << 16), e[k]);
+        e[k] = fma(q[2 * n + 1], widened(parts[n]), e[k]);
+      }
+    }
+  }
+  double sum = 0;
+#pragma unroll
+  for (int k = 0; k < kKeys; ++k) {
+    e[k] = k * kWarp + lane < t ? exp_of_negative(fma(e[k], scale * 0x1p896, -base)) : 0;
+    sum += e[k];
+  }
+  const double inverse = 1 / warp_sum(sum), n = double(t);
+  int below = 0, below_uniform = 0;
+#pragma unroll
+  for (int k = 0; k < kKeys; ++k) {
+    const double p = k * kWarp + lane < t ? e[k] * inverse : 1;
+    below += __popc(__ballot_sync(0xffffffffu, p < kShareThreshold * (1 - kTie)));
+    below_uniform += __popc(__ballot_sync(0xffffffffu, p < 1 / n * (1 - kTie)));
+  }
+  if (lane == 0) {
+    v[kThresholdShare] = float(below / n), v[kThresholdShareUniform] = float(below_uniform / n);
+    v[kGini] = v[kTopMass1] = __int_as_float(0x7fc00000);
+    v[kSinkMassMax] = fabsf(v[kSinkMassMax]);
+  }
+  if (!places) return;
+  const int gw = int(m.grid_w), patch = i - int(m.prefix), y = patch / gw, x = patch % gw;
+  double mass = 0, distance = 0, window3 = 0, window5 = 0;
+#pragma unroll 1
+  for (int k = 0; k < kKeys; ++k) {
+    const int of_patch = k * kWarp + lane - int(m.prefix);
+    double p = 0;
+#pragma unroll
+    for (int at = 0; at < kKeys; ++at) p = at == k && of_patch >= 0 ? e[at] : p;  // e stays in registers
+    const int dy = of_patch / gw - y, dx = of_patch % gw - x, reach = max(abs(dy), abs(dx));
+    mass += p, distance += p * sqrt(double(dy * dy + dx * dx));
+    window3 += reach <= 1 ? p : 0, window5 += reach <= 2 ? p : 0;
+  }
+  mass = warp_sum(mass), distance = warp_sum(distance), window3 = warp_sum(window3),
+  window5 = warp_sum(window5);
+  if (lane > 0) return;
+  v[kAttentionDistance] = mass > 0 ? float(distance / mass) : __int_as_float(0x7fc00000);
+  v[kWindowMass3] = float(window3 * inverse), v[kWindowMass5] = float(window5 * inverse);
+}
+
+}  // namespace occam::kernels

@@ -1,0 +1,408 @@
+#pragma once
+// What a warp does with the scores of its 16 rows to get all statistics that need no order, wherever the
+// scores come from. First all that is linear in the weights 2^x of a row is added up, then, their sum being
+// known, what needs probabilities; first_pass and second_pass do so for scores that are made twice, 8 or 32
+// keys at a time. A lane's scores are those of mma.cuh: rows g and g+8, of every 8 keys those at 2q and 2q+1.
+// Derivations: README.md.
+#include "core/cuda/launch.h"
+#include "core/cuda/mma.cuh"
+#include "core/cuda/reduce.cuh"
+#include "ops/attention_stats/records.h"
+
+namespace occam::kernels::streaming {
+
+using namespace cuda;
+
+inline constexpr int kStats = kAttentionStatCount;
+inline constexpr int kWarpRows = 16;
+inline constexpr int kUnit = 32;               // keys that a warp treats together, at most
+inline constexpr int kWorkStride = kUnit + 8;  // of column sums; 8 rows of pairs miss each other's banks
+inline constexpr int kWorkFloats = 8 * kWorkStride;  // of a warp
+inline constexpr float kLog2 = 1.4426950408889634f, kLn = 0.6931471805599453f;
+inline constexpr float kHidden = -1e30f;  // a score of a key that does not exist
+inline constexpr float kUnitF32 = 0x1p-24f;
+inline constexpr float kMostExponent = 12;  // of a weight, before the base is raised
+
+__device__ __forceinline__ float quad_sum(float x) { return warp_reduce<4>(x, SumOp{}); }
+__device__ __forceinline__ float nan_f() { return __int_as_float(0x7fc00000); }
+
+// Relative errors below 2^-22.
+__device__ __forceinline__ float reciprocal(float x) {
+  float y;
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float sqrt_fast(float x) {
+  float y;
+  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+
+/// x / divisor for x up to 2^20, 0 or more: half an integer away from the next quotient, so f32 is enough.
+struct Divisor {
+  float inverse;
+  __device__ __forceinline__ explicit Divisor(int divisor) : inverse(reciprocal(float(divisor))) {}
+  __device__ __forceinline__ int quotient(int x) const { return int((float(x) + 0.5f) * inverse); }
+};
+
+/// How far a probability may be off, relative to itself: README.md, "Counts".
+__device__ __forceinline__ float error_of(float longest_squares, int d, float scale, int t) {
+  return 4 * kUnitF32 * sqrt_fast(float(d)) * scale * sqrt_fast(longest_squares) +
+         (36 + float(t) / kUnit) * kUnitF32;
+}
+
+/// Counts numbers below a bound, and knows when rounding could have decided: a number counts 1 well below, 0
+/// well above and a fraction within a relative error e of the bound, so that the sum of the squares is the
+/// sum only when no number is that close. `middle` = 1/2 + 1/2e, slope = 1/2e / bound.
+struct Counter {
+  float slope, count = 0;
+  __device__ __forceinline__ explicit Counter(float slope_) : slope(slope_) {}
+  static __device__ __forceinline__ float middle_of(float error) { return 0.5f + 0.5f * reciprocal(error); }
+  __device__ __forceinline__ void add(float x, float middle, float& squares) {
+    float below = __saturatef(fmaf(-slope, x, middle));
+    count += below;
+    squares = fmaf(below, below, squares);
+  }
+};
+
+/// Distances on the grid, in shared memory.
+struct Tables {
+  float* distances;  // [2 grid_h - 1][2 grid_w - 1], by difference of rows and columns
+  int* offsets;      // of a key in `distances`, in bytes; [keys], 0 from t on
+  int keys;
+  static OCCAM_HD int64_t floats(const MapLayout& m) { return (2 * m.grid_h - 1) * (2 * m.grid_w - 1); }
+  /// By all threads; they synchronise after.
+  __device__ __forceinline__ void fill(const MapLayout& m) const {
+    const int gw = int(m.grid_w), gh = int(m.grid_h), width = 2 * gw - 1, prefix = int(m.prefix);
+    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
+    const int warps = int(blockDim.x) / kWarp;
+    const Divisor by_grid(gw);
+    for (int j = int(threadIdx.x); j < keys; j += int(blockDim.x)) {
+      const int patch = max(j - prefix, 0);
+      offsets[j] = j < int(m.t) ? (patch + by_grid.quotient(patch) * (width - gw)) * int(sizeof(float)) : 0;
+    }
+    for (int y = warp; y < 2 * gh - 1; y += warps)
+      for (int x = lane; x < width; x += kWarp) {
+        const float dy = float(y - (gh - 1)), dx = float(x - (gw - 1));
+        distances[y * width + x] = sqrt_fast(dy * dy + dx * dx);
+      }
+  }
+};
+
+/// Where a warp's rows are.
+struct WarpRows {
+  int first, t, prefix;
+  int band_begin, band_end;  // keys that a window of one of the rows may hold
+  const char* from[2];       // a lane's rows in the distances
+  const int* offsets;
+  __device__ __forceinline__ WarpRows(const MapLayout& m, const Tables& tables, int first_row)
+      : first(first_row), t(int(m.t)), prefix(int(m.prefix)), offsets(tables.offsets) {
+    const int gw = int(m.grid_w), gh = int(m.grid_h), width = 2 * gw - 1;
+    const Divisor by_grid(gw);
+    // Two rows and two columns of the grid from the warp's first and last patch.
+    const int reach = 2 * gw + 2;
+    band_begin = max(first, prefix) - reach, band_end = min(first + kWarpRows, t) + reach;
+    if (first + kWarpRows <= prefix) band_end = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const int i = row(half), patch = i < prefix || i >= t ? 0 : i - prefix, y = by_grid.quotient(patch);
+      from[half] =
+          reinterpret_cast<const char*>(tables.distances + (gh - 1 - y) * width + gw - 1 - patch + y * gw);
+    }
+  }
+  __device__ __forceinline__ int row(int half) const {
+    return first + int(threadIdx.x) % kWarp / 4 + half * 8;
+  }
+};
+
+/// What a lane adds up of one of its two rows. Weights are relative to 2^base; `sum` is over patch keys.
+struct Row {
+  float base, sum = 0, prefix = 0, weighted = 0, squares = 0;
+  float distance = 0, window3 = 0, window5 = 0, first = 0;
+};
+
+/// Scores of keys that do not exist among the 8 kN from `key` on.
+template <int kN>
+__device__ __forceinline__ void hide(float* s, int key, int t) {
+  const int left = t - key - int(threadIdx.x) % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i)
+    if (i / 4 * 8 + i % 2 >= left) s[i] = kHidden;
+}
+
+/// Largest raw product of the row in the quad.
+template <int kN>
+__device__ __forceinline__ float largest_product(const float* s, int half) {
+  float most = s[2 * half];
+#pragma unroll
+  for (int n = 0; n < kN; ++n) most = fmaxf(most, fmaxf(s[4 * n + 2 * half], s[4 * n + 2 * half + 1]));
+  return warp_reduce<4>(most, MaxOp{});
+}
+
+/// The same in a lane's own, as bits, and no less than 0: floats above 0, and NaN, are in the order of their
+/// bits.
+template <int kN>
+__device__ __forceinline__ int largest_bits(const float* s, int half) {
+  int most = 0;
+#pragma unroll
+  for (int i = 2 * half; i < 4 * kN; i += 4)
+    most = __vimax3_s32(most, __float_as_int(s[i]), __float_as_int(s[i + 1]));
+  return most;
+}
+
+/// Sums relative to 2^(base + shift).
+__device__ __forceinline__ void raise(Row& r, float shift) {
+  const float scale = exp2_fast(-shift);
+  r.weighted = (r.weighted - shift * (r.sum + r.prefix)) * scale;
+  r.squares *= scale * scale;
+  r.sum *= scale, r.prefix *= scale, r.first *= scale;
+  r.distance *= scale, r.window3 *= scale, r.window5 *= scale;
+  r.base += shift;
+}
+
+/// Adds what is linear in the weights e [4 kN] of the 8 kN keys from `key` on. kPrefix: some of them may be
+/// prefix keys.
+template <int kN, bool kPrefix>
+__device__ __forceinline__ void add_linear(const float* e, Row (&row)[2], const WarpRows& at, int key) {
+  const int column = int(threadIdx.x) % 4 * 2;
+  float sum[2] = {};
+  const auto place = [&]<bool kAll>(int n) {
+    const int2 to = *reinterpret_cast<const int2*>(at.offsets + key + n * 8 + column);
+#pragma unroll
+    for (int i = 4 * n; i < 4 * n + 4; ++i) {
+      const int half = i / 2 % 2;
+      Row& r = row[half];
+      const float distance = *reinterpret_cast<const float*>(at.from[half] + (i % 2 == 0 ? to.x : to.y));
+      float patch = e[i];
+      if constexpr (kAll && kPrefix) {
+        const bool of_prefix = key + n * 8 + column + i % 2 < at.prefix;
+        r.prefix += of_prefix ? patch : 0, patch = of_prefix ? 0 : patch;
+      }
+      sum[half] += patch;
+      r.distance = fmaf(patch, distance, r.distance);
+      if constexpr (kAll) {
+        // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
+        r.window3 = fmaf(patch, __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
+        r.window5 = fmaf(patch, __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
+      }
+    }
+  };
+  constexpr int kStep = kN < 2 ? kN : 2;  // 16 keys near the warp's rows or not
+#pragma unroll
+  for (int n = 0; n < kN; n += kStep) {
+    const int begin = key + n * 8;
+    if ((kPrefix && begin < at.prefix) || (begin < at.band_end && begin + 8 * kStep > at.band_begin)) {
+#pragma unroll
+      for (int k = n; k < n + kStep; ++k) place.template operator()<true>(k);
+    } else {
+#pragma unroll
+      for (int k = n; k < n + kStep; ++k) place.template operator()<false>(k);
+    }
+  }
+#pragma unroll
+  for (int half = 0; half < 2; ++half) row[half].sum += sum[half];
+}
+
+/// Raw products s [4 kN] become weights; score = s * factor, to base 2.
+template <int kN>
+__device__ __forceinline__ void weigh(float* s, Row (&row)[2], float factor) {
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i) {
+    Row& r = row[i / 2 % 2];
+    const float x = fmaf(s[i], factor, -r.base), e = exp2_fast(x);
+    r.weighted = fmaf(e, x, r.weighted);  // 0 * -inf is NaN, as it should: not a finite score
+    r.squares = fmaf(e, e, r.squares);
+    s[i] = e;
+  }
+}
+
+/// s [4 kN]: raw products of the warp's rows with the 8 kN keys from `key` on.
+/// The base is the maximum of the first keys and is raised only when an exponent grows too large for it.
+template <int kN>
+__device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRows& at, float factor,
+                                           float inverse_factor, int key) {
+  if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
+  if (key == 0) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) row[half].base = largest_product<kN>(s, half) * factor;
+  }
+  bool fits = true;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const float limit = (row[half].base + kMostExponent) * inverse_factor;
+    fits = fits && limit > 0 && largest_bits<kN>(s, half) <= __float_as_int(limit);
+  }
+  if (!__all_sync(0xffffffffu, fits)) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half)
+      raise(row[half], fmaxf(0, largest_product<kN>(s, half) * factor - row[half].base));
+  }
+  weigh<kN>(s, row, factor);
+  if (key == 0 && int(threadIdx.x) % 4 == 0) row[0].first = s[0], row[1].first = s[2];
+  add_linear<kN, true>(s, row, at, key);
+}
+
+/// What the first pass tells of the row that a lane of the quad reports: row g of lanes 0 and 2, g + 8 of
+/// lanes 1 and 3.
+struct Facts {
+  int row;
+  float entropy, hoyer, distance, window3, window5, cls;  // entropy: not finite when a score is not
+  bool without_mass;                                      // too little on patch keys for their mean distance
+};
+template <class T>
+__device__ __forceinline__ T reported(const T (&of_rows)[2]) {
+  return threadIdx.x % 2 == 0 ? of_rows[0] : of_rows[1];
+}
+/// Sum over the quad for the row that the lane reports.
+template <class T>
+__device__ __forceinline__ T reported_sum(T upper, T lower) {
+  const bool even = threadIdx.x % 2 == 0;
+  const T x = (even ? upper : lower) + shuffle_xor(even ? lower : upper, 1);
+  return x + shuffle_xor(x, 2);
+}
+
+/// Between the passes: what the second one compares with and adds up.
+struct Shares {
+  float base[2], weight[2];  // 1 / sum of the row; 0 for a row that is none
+  Counter below[2], below_uniform[2];
+  float decided[2] = {}, middle, largest = 0;  // largest weight of row g, in a warp with prefix rows
+  __device__ __forceinline__ Shares(const Row (&row)[2], const WarpRows& at, float error, Facts& facts)
+      : below{Counter(0), Counter(0)},
+        below_uniform{Counter(0), Counter(0)},
+        middle(Counter::middle_of(error)) {
+    float mass[2], total[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      mass[h] = quad_sum(row[h].sum);
+      total[h] = mass[h] + quad_sum(row[h].prefix);
+      base[h] = row[h].base;
+      const float inverse = reciprocal(total[h]);
+      weight[h] = at.row(h) < at.t ? inverse : 0;
+      below[h].slope = (middle - 0.5f) * inverse * float(1 / kShareThreshold);
+      below_uniform[h].slope = (middle - 0.5f) * inverse * float(at.t);
+    }
+    const auto sum_of = [&](float Row::*x) { return reported_sum(row[0].*x, row[1].*x); };
+    const float sum = reported(total), of_patch = reported(mass), inverse = reciprocal(sum);
+    const float root = sqrt_fast(float(at.t));
+    facts.row = at.row(0) + int(threadIdx.x) % 2 * 8;
+    facts.entropy = kLn * (log2f(sum) - sum_of(&Row::weighted) * inverse);
+    facts.hoyer = (root - sum * rsqrtf(sum_of(&Row::squares))) * reciprocal(root - 1);
+    facts.distance = sum_of(&Row::distance) * reciprocal(of_patch);
+    facts.window3 = sum_of(&Row::window3) * inverse, facts.window5 = sum_of(&Row::window5) * inverse;
+    facts.cls = sum_of(&Row::first) * inverse;
+    // Far above what 2^x loses below 2^-126.
+    facts.without_mass = of_patch < 1e-20f * sum;
+  }
+};
+
+/// Adds sums over the warp's rows of 8 kN columns, weighted by row, to `to`.
+template <int kN>
+__device__ __forceinline__ void add_columns(const float* e, float upper, float lower, float* work,
+                                            float* to) {
+  const int lane = int(threadIdx.x) % kWarp;
+  float* mine = work + lane / 4 * kWorkStride + lane % 4 * 2;
+#pragma unroll
+  for (int n = 0; n < kN; ++n)
+    *reinterpret_cast<float2*>(mine + n * 8) = make_float2(fmaf(e[4 * n], upper, e[4 * n + 2] * lower),
+                                                           fmaf(e[4 * n + 1], upper, e[4 * n + 3] * lower));
+  __syncwarp();
+  if (lane < 8 * kN) {
+    float sum = to[lane];
+#pragma unroll
+    for (int g = 0; g < 8; ++g) sum += work[g * kWorkStride + lane];
+    to[lane] = sum;
+  }
+  __syncwarp();
+}
+
+/// Counts weights e [4 kN] below the thresholds.
+template <int kN>
+__device__ __forceinline__ void count(const float* e, Shares& shares) {
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i) {
+    const int half = i / 2 % 2;
+    shares.below[half].add(e[i], shares.middle, shares.decided[half]);
+    shares.below_uniform[half].add(e[i], shares.middle, shares.decided[half]);
+  }
+}
+
+/// The same products again. `work`: kWorkFloats of the warp; the sums are those of the 8 kN columns.
+template <int kN>
+__device__ __forceinline__ void second_pass(float* s, Shares& shares, const WarpRows& at, float factor,
+                                            int key, float* work, float* patch_sums, float* prefix_sums) {
+  if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i) s[i] = exp2_fast(fmaf(s[i], factor, -shares.base[i / 2 % 2]));
+  count<kN>(s, shares);
+  if (at.first >= at.prefix) {
+    add_columns<kN>(s, shares.weight[0], shares.weight[1], work, patch_sums);
+    return;
+  }
+  // A row that is not finite must not enter the other kind's sums by 0 * NaN.
+#pragma unroll 1
+  for (int kind = 0; kind < 2; ++kind) {
+    float of_kind[4 * kN];
+#pragma unroll
+    for (int i = 0; i < 4 * kN; ++i) of_kind[i] = (at.row(i / 2 % 2) < at.prefix) == (kind == 1) ? s[i] : 0;
+    const float upper = (at.row(0) < at.prefix) == (kind == 1) ? shares.weight[0] : 0;
+    const float lower = (at.row(1) < at.prefix) == (kind == 1) ? shares.weight[1] : 0;
+    add_columns<kN>(of_kind, upper, lower, work, kind == 0 ? patch_sums : prefix_sums);
+  }
+#pragma unroll
+  for (int i = 0; i < 4 * kN; ++i)
+    if (i / 2 % 2 == 0) shares.largest = fmaxf(shares.largest, s[i]);
+}
+
+/// Statistics of the row that a lane reports, for its record (records.h). `hidden`: keys that were counted
+/// and do not exist.
+struct Statistics {
+  float v[kStats];
+  bool undecided;
+  __device__ __forceinline__ Statistics(const Facts& f, const Shares& s, const WarpRows& at, int hidden) {
+    const int lane = int(threadIdx.x) % kWarp;
+    int counts[2];
+    unsigned undecided_lanes[2];
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const float a = s.below[h].count, b = s.below_uniform[h].count;
+      counts[h] = __float2int_rn(a) | __float2int_rn(b) << 16;
+      undecided_lanes[h] = __ballot_sync(0xffffffffu, a + b != s.decided[h]);
+    }
+    const int both = reported_sum(counts[0], counts[1]);
+    const float largest = at.first < at.prefix ? warp_reduce<4>(s.largest, MaxOp{}) : 0;
+    const float t = float(at.t), uniform = reciprocal(t);
+    const bool finite = fabsf(f.entropy) < infinity_<float>(), spatial = finite && f.row >= at.prefix;
+    undecided =
+        finite && ((spatial && f.without_mass) || (reported(undecided_lanes) >> lane / 4 * 4 & 15u) != 0);
+#pragma unroll
+    for (int k = 0; k < kStats; ++k) v[k] = nan_f();
+    if (!finite) return;
+    v[kThresholdShare] = float((both & 0xffff) - hidden) * uniform;
+    v[kThresholdShareUniform] = float((both >> 16) - hidden) * uniform;
+    if (at.t > 1) v[kEntropy] = f.entropy * reciprocal(__logf(t)), v[kHoyer] = f.hoyer;
+    v[kEffectiveSupport] = exp2_fast(f.entropy * kLog2);
+    if (spatial) {
+      v[kAttentionDistance] = f.without_mass ? kNoMass : f.distance;
+      v[kWindowMass3] = f.window3, v[kWindowMass5] = f.window5;
+    }
+    if (at.prefix > 0) v[kSinkMassCls] = f.cls;
+    v[kSinkMassMax] = undecided ? marked(largest * s.weight[0]) : largest * s.weight[0];  // of row 0
+  }
+  /// With what the kernels that go on with the row want to know.
+  __device__ __forceinline__ void tell(float error, float base) {
+    if (!isnan(v[kEffectiveSupport])) v[kGini] = error, v[kTopMass1] = base;
+  }
+  /// All lanes of the quad that report the row.
+  __device__ __forceinline__ void store(float* record) const {
+    float4* to = reinterpret_cast<float4*>(record);
+    if (threadIdx.x % 4 < 2) {
+      to[0] = make_float4(v[0], v[1], v[2], v[3]);
+      to[1] = make_float4(v[4], v[5], v[6], v[7]);
+    } else {
+      to[2] = make_float4(v[8], v[9], v[10], v[11]);
+      to[3] = make_float4(v[12], v[13], v[14], v[15]);
+    }
+  }
+};
+
+}  // namespace occam::kernels::streaming
