@@ -3,8 +3,13 @@
 # Usage: stale_records.sh            list
 #        stale_records.sh hash OP    print the hash that a record of OP must hold
 cd "$(dirname "$0")/../.."
+# Sources of an op's kernels: CUDA's headers, its own, and those that some ops share where it includes them.
 hash_of() {
-  { ls core/cuda/*.h core/cuda/*.cuh core/half.h core/philox.h "ops/$1"/*.h "ops/$1"/*.cu "ops/$1"/*.cuh "ops/$1/op.cpp"; } 2>/dev/null |
+  own=$(ls "ops/$1"/*.h "ops/$1"/*.cu "ops/$1"/*.cuh 2>/dev/null)
+  shared=
+  grep -qs '"ops/scan\.' $own /dev/null && shared="core/rows.h ops/scan.h ops/scan.cuh"
+  grep -qs '"core/rows\.h"' $own /dev/null && shared="core/rows.h $shared"
+  { ls core/cuda/*.h core/cuda/*.cuh core/half.h core/philox.h $own $shared "ops/$1/op.cpp"; } 2>/dev/null |
     LC_ALL=C sort | xargs cat | sha256sum | cut -c1-16
 }
 if [ "${1:-}" = hash ]; then
