@@ -110,24 +110,27 @@ TEST_F(Distill, AfterKillsAndSignalsTheResultIsTheSame) {
   expect_success(run("distill", with(settings(), {"out.dir=y"})));
   const auto expected = results("y");
   Rng rng(3, "kill");
-  int kills = 0, resumed = 0;
-  for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
-    ASSERT_LT(round, 150);
-    std::unique_ptr<Process> process = start_again();
-    process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
-    pause_before_stop(rng, round);
-    process->signal(round % 3 == 0 ? SIGTERM : SIGKILL);
-    const ProcessResult result = process->wait();
-    ASSERT_TRUE(result.code == 0 || result.code == 1 || result.code == -SIGKILL ||
-                result.code == -SIGTERM)  // before it could take signals
-        << result.code << " " << result.err;
-    kills += result.code != 0;
-    resumed += result.err.find("continuing from") != std::string::npos;
+  // On a busy machine a run may end before it is stopped: then it begins anew.
+  for (int attempt = 0, kills = 0, resumed = 0; kills < 3 || resumed < 1; ++attempt) {
+    ASSERT_LT(attempt, 10);
+    kills = resumed = 0;
+    fs::remove_all(folder_ / "x");
+    for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
+      ASSERT_LT(round, 150);
+      std::unique_ptr<Process> process = start_again();
+      process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
+      pause_before_stop(rng, round);
+      process->signal(round % 3 == 0 ? SIGTERM : SIGKILL);
+      const ProcessResult result = process->wait();
+      ASSERT_TRUE(result.code == 0 || result.code == 1 || result.code == -SIGKILL ||
+                  result.code == -SIGTERM)  // before it could take signals
+          << result.code << " " << result.err;
+      kills += result.code != 0;
+      resumed += result.err.find("continuing from") != std::string::npos;
+    }
+    auto found = results("x");
+    for (const auto& [name, bytes] : expected) EXPECT_TRUE(found[name] == bytes) << name;
   }
-  EXPECT_GE(kills, 3);
-  EXPECT_GE(resumed, 1);
-  auto found = results("x");
-  for (const auto& [name, bytes] : expected) EXPECT_TRUE(found[name] == bytes) << name;
 }
 
 TEST_F(Distill, FromADamagedCheckpointIsRefused) {

@@ -138,38 +138,45 @@ TEST_F(Resume, AfterAKillAtAnyMomentTheResultIsTheSame) {
 
 TEST_F(Resume, AfterManyKillsTheResultIsTheSame) {
   Rng rng(1, "kill");
-  int kills = 0;
-  for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
-    ASSERT_LT(round, 100);
-    std::unique_ptr<Process> process = start("train", random_run());
-    pause_before_stop(rng, round);
-    process->signal(SIGKILL);
-    int code = process->wait().code;
-    ASSERT_TRUE(code == -SIGKILL || code == 0);
-    kills += code != 0;
+  // On a busy machine a run may end before it is killed: then it begins anew.
+  for (int attempt = 0, kills = 0; kills < 2; ++attempt) {
+    ASSERT_LT(attempt, 10);
+    kills = 0;
+    fs::remove_all(folder_ / "x");
+    for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
+      ASSERT_LT(round, 100);
+      std::unique_ptr<Process> process = start("train", random_run());
+      pause_before_stop(rng, round);
+      process->signal(SIGKILL);
+      int code = process->wait().code;
+      ASSERT_TRUE(code == -SIGKILL || code == 0);
+      kills += code != 0;
+    }
+    expect_same_results();
   }
-  EXPECT_GE(kills, 2);
-  expect_same_results();
 }
 
 TEST_F(Resume, AfterSignalsInTheMidstOfEpochsTheResultIsTheSame) {
   Rng rng(2, "stop");
-  int stops = 0;
-  for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
-    ASSERT_LT(round, 100);
-    std::unique_ptr<Process> process = start("train", random_run());
-    process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
-    pause_before_stop(rng, round);
-    process->signal(round % 2 == 0 ? SIGINT : SIGTERM);
-    ProcessResult result = process->wait();
-    if (result.code == 0 || result.code < 0)
-      continue;  // stopped after its end, or before it could take signals
-    expect_failure("train", result, 1, {"stopped before the end", "out.dir=x", "--resume auto"});
-    EXPECT_EQ(checkpoints_in(folder_ / "x/ckpt", false), 1);
-    ++stops;
+  for (int attempt = 0, stops = 0; stops < 2; ++attempt) {
+    ASSERT_LT(attempt, 10);
+    stops = 0;
+    fs::remove_all(folder_ / "x");
+    for (int round = 0; !fs::exists(folder_ / "x/summary.json"); ++round) {
+      ASSERT_LT(round, 100);
+      std::unique_ptr<Process> process = start("train", random_run());
+      process->wait_until([&] { return fs::exists(folder_ / "x/metrics.jsonl"); });
+      pause_before_stop(rng, round);
+      process->signal(round % 2 == 0 ? SIGINT : SIGTERM);
+      ProcessResult result = process->wait();
+      if (result.code == 0 || result.code < 0)
+        continue;  // stopped after its end, or before it could take signals
+      expect_failure("train", result, 1, {"stopped before the end", "out.dir=x", "--resume auto"});
+      EXPECT_EQ(checkpoints_in(folder_ / "x/ckpt", false), 1);
+      ++stops;
+    }
+    expect_same_results();
   }
-  EXPECT_GE(stops, 2);
-  expect_same_results();
 }
 
 TEST_F(Resume, AfterAFullDiskTheResultIsTheSame) {
