@@ -241,14 +241,14 @@ struct Recurrence {
   static bool persistent(const kernels::LstmShape& s, In in, Tensor& y, Tensor& cells) {
     const Tensor &x = in[0], &w_hh = in[2];
     if (!x.is_cuda() || x.dtype() != DType::bf16) return false;
-    kernels::LstmPersistentForward a{.s = s,
-                                     .x = x.data<bf16>(),
-                                     .w_ih = in[1].data<bf16>(),
-                                     .w_hh = w_hh.data<bf16>(),
-                                     .b_ih = in[3].data<bf16>(),
-                                     .b_hh = in[4].data<bf16>(),
-                                     .y = y.data<bf16>(),
-                                     .cells = cells ? cells.data<bf16>() : nullptr};
+    [[maybe_unused]] kernels::LstmPersistentForward a{.s = s,
+                                                      .x = x.data<bf16>(),
+                                                      .w_ih = in[1].data<bf16>(),
+                                                      .w_hh = w_hh.data<bf16>(),
+                                                      .b_ih = in[3].data<bf16>(),
+                                                      .b_hh = in[4].data<bf16>(),
+                                                      .y = y.data<bf16>(),
+                                                      .cells = cells ? cells.data<bf16>() : nullptr};
     bool fits = false;
     OCCAM_ON_CUDA(if ((fits = kernels::lstm_fits_persistent(a, x.size(3))))
                       kernels::lstm_fwd_persistent(a, current_stream(x.device()).handle));
