@@ -1,7 +1,8 @@
 #pragma once
 // exp, tanh, erf and sigmoid of floats without branches or calls, so that compilers vectorise loops over them
 // (std::exp and friends are calls an element). Polynomials are Chebyshev fits; errors against double on a
-// dense sweep, tested in tests/core/vmath_test.cpp: vexp 2 ulp, vtanh and verf 2e-7 absolute. NaN stays NaN.
+// dense sweep, tested in tests/core/vmath_test.cpp: vexp 2 ulp, vsigmoid 4, vtanh and verf 2e-7 absolute. NaN
+// stays NaN.
 #include <bit>
 #include <cmath>
 #include <cstdint>
@@ -32,7 +33,27 @@ inline float vexp(float x) {
   return x < -87.33654f ? 0.0f : x > 88.72284f ? INFINITY : y;
 }
 
-inline float vsigmoid(float x) { return 1.0f / (1.0f + vexp(-x)); }
+/// e^x for |x| up to 86, with no case apart: half of vexp's work.
+inline float vexp_near(float x) {
+  float shifted = x * 1.44269504f + 12582912.0f, rounded = shifted - 12582912.0f;
+  float r = x - rounded * 0.693359375f;
+  r += rounded * 2.12194440e-4f;
+  float p = 0.00139485836f;
+  p = p * r + 0.00837513059f;
+  p = p * r + 0.0416662171f;
+  p = p * r + 0.166664153f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  p = p * r + 1.0f;
+  // The low bits of `shifted` are the exponent; all above them leave by the shift.
+  return std::bit_cast<float>(std::bit_cast<int32_t>(p) + (std::bit_cast<int32_t>(shifted) << 23));
+}
+
+/// Below -86, where it is less than 1e-37, it stays there.
+inline float vsigmoid(float x) {
+  float clamped = x < -86.0f ? -86.0f : x > 86.0f ? 86.0f : x;
+  return 1.0f / (1.0f + vexp_near(-clamped));
+}
 
 inline float vtanh(float x) {
   float a = std::fabs(x), t = x * x;
@@ -43,7 +64,7 @@ inline float vtanh(float x) {
   p = p * t + 0.133331224f;
   p = p * t - 0.333333284f;
   p = p * t + 1.0f;
-  float large = std::copysign(1.0f - 2.0f / (vexp(2.0f * a) + 1.0f), x);
+  float large = std::copysign(1.0f - 2.0f / (vexp_near(a > 10.0f ? 20.0f : 2.0f * a) + 1.0f), x);
   return a < 0.65f ? p * x : large;
 }
 

@@ -15,8 +15,8 @@ struct Product {
   int64_t lda = 0, ldb = 0, ldd = 0;  // 0: packed
   int64_t batch = 1, stride_a = 0, stride_b = 0, stride_d = 0;
   double alpha = 1, beta = 0;
-  /// Fused, of d's dtype, one matrix only; ask product_fuses() before. `bias` [n] is added to each
-  /// row of d; `row_sums` [m] receives the sums over k of op(a) (the bias gradient beside a weight gradient).
+  /// Fused, of d's dtype; ask product_fuses() before. `bias` [batch,n] is added to each row of d; of one
+  /// matrix, `row_sums` [m] receives the sums over k of op(a) (the bias gradient beside a weight gradient).
   const void* bias = nullptr;
   void* row_sums = nullptr;
 };

@@ -95,8 +95,8 @@ GemmArgs completed(GemmArgs g) {
   OCCAM_CHECK(dtypes_fit, ErrorKind::shape, "{}: these dtypes do not go together", describe(g));
   OCCAM_CHECK((g.epilogue != GemmEpilogue::none) == (g.bias != nullptr), ErrorKind::shape,
               "{}: bias must be given exactly when the epilogue uses it", describe(g));
-  OCCAM_CHECK(g.batch <= 1 || g.epilogue == GemmEpilogue::none, ErrorKind::shape,
-              "{}: epilogues take one matrix, not a batch", describe(g));
+  OCCAM_CHECK(g.batch <= 1 || g.epilogue != GemmEpilogue::bias_gradient_a, ErrorKind::shape,
+              "{}: bias gradients are of one matrix, not a batch", describe(g));
   OCCAM_CHECK(g.batch <= 1 || g.stride_d != 0, ErrorKind::shape, "{}: the outputs of the batch overlap",
               describe(g));
   return g;
@@ -237,6 +237,7 @@ void init(Descriptors& t, const GemmArgs& g) {
     set(t.operation, CUBLASLT_MATMUL_DESC_EPILOGUE, uint32_t(epilogue_of(g.epilogue)));
     set(t.operation, CUBLASLT_MATMUL_DESC_BIAS_POINTER, g.bias);
     set(t.operation, CUBLASLT_MATMUL_DESC_BIAS_DATA_TYPE, int32_t(data_type(g.dtype_cd)));
+    if (g.batch > 1) set(t.operation, CUBLASLT_MATMUL_DESC_BIAS_BATCH_STRIDE, int64_t(g.n));
   }
   init_layout(t.a, g.dtype_ab, g.trans_b ? g.k : g.n, g.trans_b ? g.n : g.k, g.ldb, g.batch, g.stride_b);
   init_layout(t.b, g.dtype_ab, g.trans_a ? g.m : g.k, g.trans_a ? g.k : g.m, g.lda, g.batch, g.stride_a);

@@ -40,7 +40,7 @@ struct GemmArgs {
   /// f32 inputs are rounded to TF32. Otherwise f32 is true float32. 16-bit inputs always accumulate in f32.
   bool tf32 = false;
   GemmEpilogue epilogue = GemmEpilogue::none;
-  void* bias = nullptr;  // [n] input, [m] output of bias_gradient_a; of dtype_cd. Not with batch > 1.
+  void* bias = nullptr;  // [batch,n] input, [m] output of bias_gradient_a (no batch); of dtype_cd
 };
 
 /// Queues the product on `stream` (a cudaStream_t). The algorithm is kept for the process, so equal

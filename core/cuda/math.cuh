@@ -77,6 +77,16 @@ __device__ __forceinline__ A silu_grad(A x) {
   return s * (A(1) + x * (A(1) - s));
 }
 
+/// sigmoid as closely as values stored as T show: by ex2.approx and rcp.approx for 16-bit storage, where the
+/// relative error, about |x| 2^-24 + 2^-21, is far below a rounding.
+template <class T>
+__device__ __forceinline__ float sigmoid_for(float x) {
+  if constexpr (sizeof(T) > 2)
+    return sigmoid(x);
+  else
+    return __fdividef(1.0f, 1.0f + __expf(-x));
+}
+
 /// GELU, exact: x Phi(x) = x/2 (1 + erf(x / sqrt 2)) (Hendrycks & Gimpel, arXiv 1606.08415); the form of
 /// timm's ViT.
 template <class A>

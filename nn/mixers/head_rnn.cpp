@@ -4,6 +4,7 @@
 #include "nn/plan.h"
 #include "ops/lstm/op.h"
 #include "ops/ragged.h"
+#include "ops/slice/op.h"
 
 namespace occam {
 
@@ -23,6 +24,13 @@ Tensor HeadRnn::forward(const Tensor& x, const Sequences& rows) {
   return as_image(
       op_(as_rows(x, rows), weight_ih_.value(), weight_hh_.value(), bias_ih_.value(), bias_hh_.value(), rows),
       rows);
+}
+
+Tensor HeadRnn::run_heads(const Tensor& x, int64_t first, int64_t count) {
+  auto part = [&](Parameter& p) {
+    return count == p.shape()[1] ? p.value() : slice(p.value(), 1, first, count);
+  };
+  return op_(x, part(weight_ih_), part(weight_hh_), part(bias_ih_), part(bias_hh_), {});
 }
 
 HeadLstm::HeadLstm(int64_t heads, int64_t in, int64_t hidden) : HeadRnn(lstm, 4, heads, in, hidden) {}

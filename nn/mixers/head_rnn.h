@@ -15,6 +15,8 @@ class HeadRnn : public RaggedCore {
 
  protected:
   Tensor forward(const Tensor& x, const Sequences& rows) override;
+  /// x of `count` heads, those from `first` on.
+  Tensor run_heads(const Tensor& x, int64_t first, int64_t count);
 
  private:
   Op* op_;

@@ -45,21 +45,23 @@ struct GroupedLinear {
     Sizes s(x.shape(), w.shape());
     Tensor y = empty(x.shape().with(-1, s.out), options_of(x));
     if (s.in == 0) y.zero_();
-    matrix_product({.device = x.device(),
-                    .dtype_ab = x.dtype(),
-                    .dtype_d = x.dtype(),
-                    .trans_b = true,
-                    .m = s.rows,
-                    .n = s.out,
-                    .k = s.in,
-                    .lda = s.groups * s.in,
-                    .ldd = s.groups * s.out,
-                    .batch = s.groups,
-                    .stride_a = s.in,
-                    .stride_b = s.out * s.in,
-                    .stride_d = s.out},
-                   x.data_ptr(), w.data_ptr(), y.data_ptr());
-    if (in[2]) add_bias(y, in[2]);
+    Product p{.device = x.device(),
+              .dtype_ab = x.dtype(),
+              .dtype_d = x.dtype(),
+              .trans_b = true,
+              .m = s.rows,
+              .n = s.out,
+              .k = s.in,
+              .lda = s.groups * s.in,
+              .ldd = s.groups * s.out,
+              .batch = s.groups,
+              .stride_a = s.in,
+              .stride_b = s.out * s.in,
+              .stride_d = s.out,
+              .bias = in[2] ? in[2].data_ptr() : nullptr};
+    if (in[2] && !product_fuses(p, x.data_ptr(), w.data_ptr(), y.data_ptr())) p.bias = nullptr;
+    matrix_product(p, x.data_ptr(), w.data_ptr(), y.data_ptr());
+    if (in[2] && p.bias == nullptr) add_bias(y, in[2]);
     c.save({c.needs(1) ? x : Tensor(), c.needs(0) ? w : Tensor()});
     return {y};
   }

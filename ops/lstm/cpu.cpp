@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <memory>
 #include <vector>
 
 #include "core/tensor.h"
@@ -23,19 +24,23 @@ OCCAM_VECTORIZED void gates_of(Cell cell, const T* z, const T* recurrent, const 
   for (int64_t j = 3 * w; j < 4 * w; ++j) out[j] = sigmoid_of(out[j]);
 }
 
-/// One step of one image: c of the step before in, of this one out (of a GRU: h in f32).
+/// One step of one image: c of the step before in, of this one out (of a GRU: h in f32). z and recurrent as
+/// above; all of a unit in one go, so that their chains of operations overlap.
 template <class T>
-OCCAM_VECTORIZED void step(Cell cell, const T* gates, T* c, T* h, int64_t w) {
+OCCAM_VECTORIZED void step(Cell cell, const T* __restrict z, const T* __restrict recurrent,
+                           const T* __restrict bias, T* __restrict c, T* __restrict h, int64_t w) {
+  auto gate = [&](int64_t j) __attribute__((always_inline)) { return z[j] + recurrent[j] + bias[j]; };
   if (cell == Cell::gru) {
     for (int64_t j = 0; j < w; ++j) {
-      T n = tanh_of(gates[2 * w + j] + gates[j] * gates[3 * w + j]);
-      h[j] = c[j] = n + gates[w + j] * (c[j] - n);
+      T r = sigmoid_of(gate(j)), u = sigmoid_of(gate(w + j)),
+        n = tanh_of(gate(2 * w + j) + r * gate(3 * w + j));
+      h[j] = c[j] = n + u * (c[j] - n);
     }
     return;
   }
   for (int64_t j = 0; j < w; ++j) {
-    c[j] = gates[w + j] * c[j] + gates[j] * gates[2 * w + j];
-    h[j] = gates[3 * w + j] * tanh_of(c[j]);
+    c[j] = sigmoid_of(gate(w + j)) * c[j] + sigmoid_of(gate(j)) * tanh_of(gate(2 * w + j));
+    h[j] = sigmoid_of(gate(3 * w + j)) * tanh_of(c[j]);
   }
 }
 
@@ -68,55 +73,103 @@ OCCAM_VECTORIZED void step_back(Cell cell, const T* gates, const T* c_before, co
 }
 
 // The product of each step of the forward pass. For one image it is a matrix times a vector, 64 x 256 at the
-// usual width: too small for a library call, and the processor waits unless many sums are on their way at
-// once.
+// usual width: too small for a library call, the processor waits unless many sums are on their way at once,
+// and the matrix, 64 KB, comes from the L2 cache. What the L1 cache still holds of it is what was read last,
+// so every other step goes through the matrix backwards.
 
-constexpr int64_t kColumns = 64;  // the matrix has a multiple of these, the last ones 0
-constexpr int kPack = 8;          // numbers in a vector; the compiler splits it where registers are shorter
+constexpr int64_t kColumns = 64;  // the matrix comes in blocks of so many columns, the last ones 0
+constexpr int kSums = 8;          // vectors of sums at once: as many as hide the latency of an addition
 
-/// w_hh [4w,w] as [w,columns] for times_states.
+/// w_hh [4w,w] as blocks [w,kColumns] for times_states, from a multiple of 64 bytes on.
 template <class T>
-std::vector<T> transposed(const T* w_hh, int64_t w, int64_t columns) {
-  constexpr int64_t kTile = 16;
-  std::vector<T> out(size_t(w * columns), T(0));
-  for (int64_t j0 = 0; j0 < 4 * w; j0 += kTile)
+T* transposed(const T* w_hh, int64_t w, int64_t columns, std::vector<T>& room) {
+  constexpr int64_t kTile = 16, kLine = 64 / sizeof(T);
+  room.assign(size_t(w * columns + kLine), T(0));
+  T* out =
+      room.data() + (kLine - int64_t(reinterpret_cast<uintptr_t>(room.data()) / sizeof(T) % kLine)) % kLine;
+  for (int64_t j0 = 0; j0 < 4 * w; j0 += kColumns)
     for (int64_t k0 = 0; k0 < w; k0 += kTile)
-      for (int64_t k = k0; k < std::min(w, k0 + kTile); ++k)
-        for (int64_t j = j0; j < std::min(4 * w, j0 + kTile); ++j)
-          out[size_t(k * columns + j)] = w_hh[j * w + k];
+      for (int64_t j = j0; j < std::min(4 * w, j0 + kColumns); ++j) {
+        const T* from = w_hh + j * w + k0;
+        T* to = out + (j0 / kColumns * w + k0) * kColumns + j - j0;
+        if (k0 + kTile <= w)
+#pragma GCC unroll 16
+          for (int64_t k = 0; k < kTile; ++k) to[k * kColumns] = from[k];
+        else
+          for (int64_t k = 0; k < w - k0; ++k) to[k * kColumns] = from[k];
+      }
   return out;
 }
 
-/// out[kImages, kPacks * kPack] = h[kImages, w] times so many columns of the matrix; all sums in registers.
-template <int kImages, int kPacks, class T>
-[[gnu::always_inline]] inline void times_columns(const T* h, const T* matrix, T* out, int64_t w,
-                                                 int64_t columns) {
+/// out[kImages, kPacks * kPack] = h[kImages, w] times so many columns of a block; all sums in registers, of
+/// kParts parts of the terms apart.
+template <int kImages, int kPacks, int kParts, int kPack, class T>
+[[gnu::always_inline]] inline void times_columns(const T* h, const T* block, T* out, int64_t w,
+                                                 int64_t columns, bool back) {
   typedef T V __attribute__((vector_size(kPack * sizeof(T)), aligned(sizeof(T)), may_alias));
-  V sum[kImages][kPacks] = {};
-  for (int64_t k = 0; k < w; ++k) {
-    const V* row = reinterpret_cast<const V*>(matrix + k * columns);
+  V sum[kParts][kImages][kPacks] = {};
+  auto add = [&](int64_t n, int part) __attribute__((always_inline)) {
+    const int64_t k = back ? w - 1 - n : n;
+    const V* row = reinterpret_cast<const V*>(block + k * kColumns);
 #pragma GCC unroll 8
     for (int r = 0; r < kImages; ++r)
 #pragma GCC unroll 8
-      for (int q = 0; q < kPacks; ++q) sum[r][q] += h[r * w + k] * row[q];
-  }
+      for (int q = 0; q < kPacks; ++q) sum[part][r][q] += h[r * w + k] * row[q];
+  };
+  int64_t n = 0;
+  for (; n + kParts <= w; n += kParts)
+#pragma GCC unroll 8
+    for (int part = 0; part < kParts; ++part) add(n + part, part);
+  for (; n < w; ++n) add(n, 0);
 #pragma GCC unroll 8
   for (int r = 0; r < kImages; ++r)
 #pragma GCC unroll 8
-    for (int q = 0; q < kPacks; ++q) reinterpret_cast<V*>(out + r * columns)[q] = sum[r][q];
+    for (int q = 0; q < kPacks; ++q) {
+#pragma GCC unroll 8
+      for (int part = 1; part < kParts; ++part) sum[0][r][q] += sum[part][r][q];
+      reinterpret_cast<V*>(out + r * columns)[q] = sum[0][r][q];
+    }
 }
 
-/// out [images,columns] = h [images,w] times the matrix.
+/// out [images,columns] = h [images,w] times the matrix, by vectors of kPack.
+template <int kPack, class T>
+[[gnu::always_inline]] inline void times_matrix(const T* h, const T* matrix, T* out, int64_t images,
+                                                int64_t w, int64_t columns, bool back) {
+  constexpr int kPacks = std::min(kSums, int(kColumns) / kPack);
+  const int64_t blocks = columns / kColumns;
+  for (int64_t n = 0; n < blocks; ++n) {
+    const int64_t which = back ? blocks - 1 - n : n;
+    const T* block = matrix + which * w * kColumns;
+    T* to = out + which * kColumns;
+    int64_t r = 0;
+    for (; r + 4 <= images; r += 4)
+      for (int64_t j = 0; j < kColumns; j += 2 * kPack)
+        times_columns<4, 2, 1, kPack>(h + r * w, block + j, to + r * columns + j, w, columns, back);
+    for (; r < images; ++r)
+      for (int64_t j = 0; j < kColumns; j += kPacks * kPack)
+        times_columns<1, kPacks, kSums / kPacks, kPack>(h + r * w, block + j, to + r * columns + j, w,
+                                                        columns, back);
+  }
+}
 template <class T>
-OCCAM_VECTORIZED void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
-                                   int64_t columns) {
-  int64_t r = 0;
-  for (; r + 4 <= images; r += 4)
-    for (int64_t j = 0; j < columns; j += 2 * kPack)
-      times_columns<4, 2>(h + r * w, matrix + j, out + r * columns + j, w, columns);
-  for (; r < images; ++r)
-    for (int64_t j = 0; j < columns; j += kColumns)
-      times_columns<1, kColumns / kPack>(h + r * w, matrix + j, out + r * columns + j, w, columns);
+OCCAM_VECTORIZED void times_by_32_bytes(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
+                                        int64_t columns, bool back) {
+  times_matrix<32 / sizeof(T)>(h, matrix, out, images, w, columns, back);
+}
+template <class T>
+OCCAM_VECTORIZED void times_by_64_bytes(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
+                                        int64_t columns, bool back) {
+  times_matrix<64 / sizeof(T)>(h, matrix, out, images, w, columns, back);
+}
+template <class T>
+void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w, int64_t columns,
+                  bool back) {
+#if defined(__x86_64__)
+  static const bool wide = __builtin_cpu_supports("avx512f");
+#else
+  constexpr bool wide = false;
+#endif
+  (wide ? times_by_64_bytes<T> : times_by_32_bytes<T>)(h, matrix, out, images, w, columns, back);
 }
 
 /// Both biases of a (direction, head) in one.
@@ -149,25 +202,34 @@ int64_t longest(const LstmShape& s, int64_t first, int64_t images) {
 }  // namespace
 
 template <class T>
-void lstm_fwd_cpu(const LstmForward<T, T>& a) {
+void lstm_fwd_cpu(const LstmForwardCpu<T>& a) {
   const LstmShape s = a.s;
   const int64_t w = s.w;
   for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
     int64_t which = direction * s.h + head;
     const int64_t columns = (4 * w + kColumns - 1) / kColumns * kColumns;
-    const std::vector<T> matrix = transposed(a.w_hh + which * 4 * w * w, w, columns),
-                         bias = bias_of<T>(a, which);
-    std::vector<T> h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)), recurrent(size_t(rows * columns)),
-        gates(size_t(4 * w));
+    const std::vector<T> bias = bias_of<T>(a, which);
+    std::vector<T> room, h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)),
+        recurrent(size_t(rows * columns));
+    // z of the task's rows, which follow one another: of one image it stays in the L2 cache until it is read.
+    const int64_t begin = s.begin(first), count = s.begin(first + rows) - begin;
+    const std::unique_ptr<T[]> z(new T[size_t(count * 4 * w)]);
+    matrix_product({.dtype_ab = dtype_of<T>,
+                    .dtype_d = dtype_of<T>,
+                    .trans_b = true,
+                    .m = count,
+                    .n = 4 * w,
+                    .k = a.width,
+                    .lda = s.h * a.width},
+                   a.x + (begin * s.h + head) * a.width, a.w_ih + which * 4 * w * a.width, z.get());
+    const T* matrix = transposed(a.w_hh + which * 4 * w * w, w, columns, room);
     for (int64_t n = 0; n < longest(s, first, rows); ++n) {
-      times_states(h.data(), matrix.data(), recurrent.data(), rows, w, columns);
+      times_states(h.data(), matrix, recurrent.data(), rows, w, columns, n % 2 == 1);
       for (int64_t r = 0; r < rows; ++r) {
         if (n >= s.length(first + r)) continue;
         int64_t row = s.row(first + r, direction, n), out = (row * s.h + head) * 2 * w + direction * w;
         T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        gates_of(s.cell, a.z + (which * s.rows() + row) * 4 * w, recurrent.data() + r * columns, bias.data(),
-                 gates.data(), w);
-        step(s.cell, gates.data(), cr, hr, w);
+        step(s.cell, z.get() + (row - begin) * 4 * w, recurrent.data() + r * columns, bias.data(), cr, hr, w);
         std::copy(hr, hr + w, a.y + out);
         if (a.cells != nullptr) std::copy(cr, cr + w, a.cells + out);
       }
@@ -216,8 +278,8 @@ void lstm_states_before_cpu(const LstmShape& s, const T* y, T* before) {
   });
 }
 
-template void lstm_fwd_cpu(const LstmForward<float, float>&);
-template void lstm_fwd_cpu(const LstmForward<double, double>&);
+template void lstm_fwd_cpu(const LstmForwardCpu<float>&);
+template void lstm_fwd_cpu(const LstmForwardCpu<double>&);
 template void lstm_bwd_cpu(const LstmBackward<float, float>&);
 template void lstm_bwd_cpu(const LstmBackward<double, double>&);
 template void lstm_states_before_cpu(const LstmShape&, const float*, float*);

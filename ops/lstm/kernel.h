@@ -29,6 +29,16 @@ struct LstmShape : SequenceRows {
   }
 };
 
+/// On the CPU: the products with x are made here too.
+template <class T>
+struct LstmForwardCpu {
+  LstmShape s;
+  int64_t width = 0;                      // of x
+  const T *x = nullptr, *w_ih = nullptr;  // [b,t,h,i], [2,h,4w,i]
+  const T *w_hh = nullptr, *b_ih = nullptr, *b_hh = nullptr;
+  T *y = nullptr, *cells = nullptr;
+};
+
 /// T: storage of weights, outputs, cells and their gradients; A: of the gates (f32 for f32 and bf16).
 template <class T, class A>
 struct LstmForward {
@@ -88,7 +98,7 @@ template <class T>
 void lstm_states_before(const LstmShape& s, const T* y, T* before, void* stream);
 
 template <class T>
-void lstm_fwd_cpu(const LstmForward<T, T>& a);
+void lstm_fwd_cpu(const LstmForwardCpu<T>& a);
 template <class T>
 void lstm_bwd_cpu(const LstmBackward<T, T>& a);
 template <class T>

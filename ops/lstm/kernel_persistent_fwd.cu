@@ -248,18 +248,18 @@ __global__ void __launch_bounds__(32 * kWarps, kBlocks) lstm_fwd_resident(LstmPe
 
 template <Cell kCell, bool kRagged>
 void launch(const LstmPersistentForward& a, void* stream) {
-  const int64_t blocks = div_up<int64_t>(a.s.b, kTile) * 2 * a.s.h;
-  auto run = [&](void (*kernel)(LstmPersistentForward), int warps) {
-    kernel<<<unsigned(blocks), 32 * warps, 0, as_stream(stream)>>>(a);
+  auto blocks = [&](int64_t images) { return div_up(a.s.b, images) * 2 * a.s.h; };
+  auto run = [&](void (*kernel)(LstmPersistentForward), int warps, int64_t images) {
+    kernel<<<unsigned(blocks(images)), 32 * warps, 0, as_stream(stream)>>>(a);
     check_launch("lstm_fwd_resident", stream);
   };
-  // 8 warps shorten a step, 4 fit more images on a multiprocessor.
-  if (a.s.b <= kTile / 2)
-    run(lstm_fwd_resident<kCell, kRagged, 8, 1, 2>, 8);
-  else if (blocks <= 2 * device_limits().sm_count)
-    run(lstm_fwd_resident<kCell, kRagged, 8, 2, 2>, 8);
+  // 8 warps shorten a step, and so do tiles of 4 images; 4 warps fit more images on a multiprocessor.
+  if (blocks(kTile / 2) <= device_limits().sm_count)
+    run(lstm_fwd_resident<kCell, kRagged, 8, 1, 2>, 8, kTile / 2);
+  else if (blocks(kTile) <= 2 * device_limits().sm_count)
+    run(lstm_fwd_resident<kCell, kRagged, 8, 2, 2>, 8, kTile);
   else
-    run(lstm_fwd_resident<kCell, kRagged, 4, 2, 3>, 4);
+    run(lstm_fwd_resident<kCell, kRagged, 4, 2, 3>, 4, kTile);
 }
 
 }  // namespace

@@ -46,8 +46,8 @@ struct Recurrence {
            cells = kLstm && c.recording() ? empty_like(y) : Tensor();
     if (has_steps(s) && !persistent(s, in, y, cells)) {
       const Weights p = packed(in[1], in[2], in[3], in[4]);
-      Tensor z = input_part(x, p.w_ih);
       if (x.is_cuda()) {
+        Tensor z = input_part(x, p.w_ih);
         dispatch_cuda(x.dtype(), [&]<class T>() {
           OCCAM_ON_CUDA(
               kernels::lstm_fwd<T>({s, p.w_hh.data<T>(), p.b_ih.data<T>(), p.b_hh.data<T>(), z.data<float>(),
@@ -56,8 +56,9 @@ struct Recurrence {
         });
       } else {
         dispatch_float(x.dtype(), [&]<class T>() {
-          kernels::lstm_fwd_cpu<T>({s, p.w_hh.data<T>(), p.b_ih.data<T>(), p.b_hh.data<T>(), z.data<T>(),
-                                    y.data<T>(), cells ? cells.data<T>() : nullptr});
+          kernels::lstm_fwd_cpu<T>({s, x.size(3), x.data<T>(), p.w_ih.data<T>(), p.w_hh.data<T>(),
+                                    p.b_ih.data<T>(), p.b_hh.data<T>(), y.data<T>(),
+                                    cells ? cells.data<T>() : nullptr});
         });
       }
     }

@@ -1,5 +1,7 @@
-// A warp has the row of one (token, r): two passes over it, the second from L1. Packs where c and the
-// addresses allow it.
+// Rows that a warp can hold in packs of 16 bytes (kMostPacks a lane) are read once, by as many neighbouring
+// lanes as that takes; these keep their columns from row to row, so that the gradient of the weight is summed
+// in registers. Other rows take the general form: a warp goes over a row twice, the second time from L1, and
+// the gradient of the weight is a kernel of its own.
 #include "core/cuda/launch.h"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/vec.cuh"
@@ -104,9 +106,9 @@ __global__ void __launch_bounds__(kThreads) rms_norm_bwd_warp(RmsNormArgs<T> a) 
         load<kWide>(a.gate + row.gate + i, z);
 #pragma unroll
         for (int j = 0; j < kWide; ++j) x[j] *= g[j] * silu_grad(z[j]), g[j] *= silu(z[j]);
-        store<kWide>(a.ggate + n * width + i, x);
+        if (a.ggate != nullptr) store<kWide>(a.ggate + n * width + i, x);
       }
-      store<kWide>(a.gx + row.at(a, i), g);
+      if (a.gx != nullptr) store<kWide>(a.gx + row.at(a, i), g);
     }
   }
 }
@@ -128,18 +130,195 @@ __global__ void __launch_bounds__(kColumns) rms_norm_bwd_weight(RmsNormArgs<T> a
   a.partial[blockIdx.x * a.r * width + column] = sum;
 }
 
+constexpr int kMostPacks = 3, kRowThreads = 128, kForwardBlocks = 5, kBackwardBlocks = 3;
+
 template <class T>
 bool packs(const RmsNormArgs<T>& a) {
   return a.c % kPack<T> == 0 && (a.gate_b | a.gate_t | a.gate_r) % kPack<T> == 0 &&
          aligned16(a.x, a.weight, a.gate, a.y, a.gy, a.gx, a.ggate);
 }
 
+/// Lanes that hold a row, a power of two; 0 where a warp is too few.
+template <class T>
+int lanes_of(const RmsNormArgs<T>& a) {
+  if (!packs(a) || a.a * a.r * a.c > 2147483647) return 0;
+  for (int lanes = 1; lanes <= kWarp; lanes *= 2)
+    if (int64_t(lanes) * kMostPacks * kPack<T> >= a.a * a.c) return lanes;
+  return 0;
+}
+
+/// What a lane has of every row of its r, which neighbouring blocks differ in, since rows interleave: packs
+/// of the columns (lane + k lanes) kPack.
+template <class T>
+struct Lane {
+  int r, slot, slots, first, step, width;
+  int at[kMostPacks];  // offsets in a packed token [a,r,c]
+
+  __device__ Lane(const RmsNormArgs<T>& a, int lanes)
+      : r(int(blockIdx.x)),
+        slot(int(threadIdx.x) / lanes),
+        slots(kRowThreads / lanes),
+        first(int(threadIdx.x) % lanes * kPack<T>),
+        step(lanes * kPack<T>),
+        width(int(a.a * a.c)) {
+    const int c = int(a.c);
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) at[k] = (column(k) / c * int(a.r) + r) * c + column(k) % c;
+  }
+  __device__ int column(int k) const { return first + k * step; }
+  __device__ bool has(int k) const { return column(k) < width; }
+};
+__device__ __forceinline__ float sum_of_lanes(float v, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
+  return v;
+}
+template <class T>
+__device__ __forceinline__ Pack<T> pack_of(const T* from, bool there) {
+  if (there) return load_pack(from);
+  Pack<T> zeros;
+#pragma unroll
+  for (int j = 0; j < kPack<T>; ++j) zeros.v[j] = from_acc<T>(0);
+  return zeros;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, kForwardBlocks)
+    rms_norm_fwd_rows(RmsNormArgs<T> a, int lanes) {
+  const Lane<T> lane(a, lanes);
+  const int64_t tokens = a.b * a.t, token_width = a.a * a.r * a.c;
+  // All lanes of a warp take part in its shuffles.
+  for (int64_t base = int64_t(blockIdx.y) * lane.slots; base < tokens; base += gridDim.y * lane.slots) {
+    const int64_t token = base + lane.slot;
+    const bool inside = token < tokens;
+    const T* x = a.x + token * token_width;
+    const T* gate = a.gate + token / a.t * a.gate_b + token % a.t * a.gate_t + lane.r * a.gate_r;
+    Pack<T> raw[kMostPacks], z[kMostPacks];
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) {
+      raw[k] = pack_of(x + lane.at[k], inside && lane.has(k));
+      if (a.gate != nullptr) z[k] = pack_of(gate + lane.column(k), inside && lane.has(k));
+    }
+    float u[kMostPacks][kPack<T>], squares = 0;
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k)
+#pragma unroll
+      for (int j = 0; j < kPack<T>; ++j) {
+        u[k][j] = to_acc(raw[k].v[j]);
+        if (a.gate != nullptr) u[k][j] *= to_acc(z[k].v[j]) * sigmoid_for<T>(to_acc(z[k].v[j]));
+        squares += u[k][j] * u[k][j];
+      }
+    const float rstd = 1 / sqrtf(sum_of_lanes(squares, lanes) / float(lane.width) + float(a.eps));
+    if (!inside) continue;
+    if (lane.first == 0) a.rstd[token * a.r + lane.r] = rstd;
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) {
+      if (!lane.has(k)) break;
+      float w[kPack<T>];
+      load_acc(a.weight + lane.r * lane.width + lane.column(k), w);
+#pragma unroll
+      for (int j = 0; j < kPack<T>; ++j) u[k][j] *= rstd * w[j];
+      store_acc(a.y + token * token_width + lane.at[k], u[k]);
+    }
+  }
+}
+
+/// partial[block] = sum over the block's tokens of gy u rstd.
+template <class T>
+__global__ void __launch_bounds__(kRowThreads, kBackwardBlocks)
+    rms_norm_bwd_rows(RmsNormArgs<T> a, int lanes) {
+  const Lane<T> lane(a, lanes);
+  const int64_t tokens = a.b * a.t, token_width = a.a * a.r * a.c;
+  float sums[kMostPacks][kPack<T>] = {};
+  for (int64_t base = int64_t(blockIdx.y) * lane.slots; base < tokens; base += gridDim.y * lane.slots) {
+    const int64_t token = base + lane.slot;
+    const bool inside = token < tokens;
+    const T* gate = a.gate + token / a.t * a.gate_b + token % a.t * a.gate_t + lane.r * a.gate_r;
+    Pack<T> x[kMostPacks], z[kMostPacks], gy[kMostPacks];
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) {
+      const bool there = inside && lane.has(k);
+      const int64_t at = token * token_width + lane.at[k];
+      x[k] = pack_of(a.x + at, there), gy[k] = pack_of(a.gy + at, there);
+      if (a.gate != nullptr) z[k] = pack_of(gate + lane.column(k), there);
+    }
+    const float rstd = inside ? a.rstd[token * a.r + lane.r] : 0;
+    auto gated = [&](int k, int j) {
+      const float u = to_acc(x[k].v[j]);
+      if (a.gate == nullptr) return u;
+      return u * to_acc(z[k].v[j]) * sigmoid_for<T>(to_acc(z[k].v[j]));
+    };
+    auto weights = [&](int k, float(&w)[kPack<T>]) {
+      if (lane.has(k)) load_acc(a.weight + lane.r * lane.width + lane.column(k), w);
+    };
+    float product = 0;
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) {
+      float w[kPack<T>] = {};
+      weights(k, w);
+#pragma unroll
+      for (int j = 0; j < kPack<T>; ++j) {
+        const float g = to_acc(gy[k].v[j]) * gated(k, j);
+        product += g * w[j], sums[k][j] += g * rstd;
+      }
+    }
+    const float along = sum_of_lanes(product, lanes) / float(lane.width) * rstd * rstd;
+    if (!inside) continue;
+#pragma unroll
+    for (int k = 0; k < kMostPacks; ++k) {
+      if (!lane.has(k)) break;
+      float w[kPack<T>], g[kPack<T>], gz[kPack<T>];
+      weights(k, w);
+#pragma unroll
+      for (int j = 0; j < kPack<T>; ++j) {
+        g[j] = rstd * (to_acc(gy[k].v[j]) * w[j] - gated(k, j) * along);  // of u
+        if (a.gate == nullptr) continue;
+        const float v = to_acc(z[k].v[j]), s = sigmoid_for<T>(v);
+        gz[j] = g[j] * to_acc(x[k].v[j]) * (s * (1 + v * (1 - s)));
+        g[j] *= v * s;
+      }
+      if (a.ggate != nullptr) store_acc(a.ggate + (token * a.r + lane.r) * lane.width + lane.column(k), gz);
+      if (a.gx != nullptr) store_acc(a.gx + token * token_width + lane.at[k], g);
+    }
+  }
+  if (a.partial == nullptr) return;
+  __shared__ float all[kMostPacks * kPack<T> * kRowThreads];  // [slots][columns of a row]
+#pragma unroll
+  for (int k = 0; k < kMostPacks; ++k)
+#pragma unroll
+    for (int j = 0; j < kPack<T>; ++j)
+      all[lane.slot * kMostPacks * lane.step + lane.column(k) + j] = sums[k][j];
+  __syncthreads();
+  for (int i = int(threadIdx.x); i < lane.width; i += kRowThreads) {
+    float sum = 0;
+    for (int64_t slot = 0; slot < lane.slots; ++slot) sum += all[slot * kMostPacks * lane.step + i];
+    a.partial[(int64_t(blockIdx.y) * a.r + lane.r) * lane.width + i] = sum;
+  }
+}
+
+/// Blocks of one r: as many as are on the device at once.
+template <class T>
+unsigned row_blocks(const RmsNormArgs<T>& a, int lanes) {
+  const int64_t most = int64_t(device_limits().sm_count) * kBackwardBlocks / a.r;
+  return unsigned(
+      std::clamp<int64_t>(div_up<int64_t>(a.b * a.t, kRowThreads / lanes), 1, std::max<int64_t>(most, 1)));
+}
+
 }  // namespace
 
-int64_t rms_norm_parts(int64_t rows) { return rows < 256 ? rows : 256; }
+template <class T>
+int64_t rms_norm_parts(const RmsNormArgs<T>& a) {
+  const int lanes = lanes_of(a);
+  return lanes > 0 ? row_blocks(a, lanes) : std::min<int64_t>(a.b * a.t, 256);
+}
 
 template <class T>
 void rms_norm_fwd(const RmsNormArgs<T>& a, void* stream) {
+  if (const int lanes = lanes_of(a); lanes > 0) {
+    const int64_t blocks = std::min<int64_t>(div_up<int64_t>(a.b * a.t, kRowThreads / lanes), 65535);
+    rms_norm_fwd_rows<T>
+        <<<dim3(unsigned(a.r), unsigned(blocks)), kRowThreads, 0, as_stream(stream)>>>(a, lanes);
+    return check_launch("rms_norm_fwd_rows", stream);
+  }
   auto* kernel = packs(a) ? rms_norm_fwd_warp<kPack<T>, T> : rms_norm_fwd_warp<1, T>;
   kernel<<<grid_for(a.b * a.t * a.r * kWarp, kThreads), kThreads, 0, as_stream(stream)>>>(a);
   check_launch("rms_norm_fwd_warp", stream);
@@ -147,15 +326,22 @@ void rms_norm_fwd(const RmsNormArgs<T>& a, void* stream) {
 
 template <class T>
 void rms_norm_bwd(const RmsNormArgs<T>& a, void* stream) {
+  if (const int lanes = lanes_of(a); lanes > 0) {
+    const dim3 grid(unsigned(a.r), row_blocks(a, lanes));
+    rms_norm_bwd_rows<T><<<grid, kRowThreads, 0, as_stream(stream)>>>(a, lanes);
+    return check_launch("rms_norm_bwd_rows", stream);
+  }
   auto* kernel = packs(a) ? rms_norm_bwd_warp<kPack<T>, T> : rms_norm_bwd_warp<1, T>;
   kernel<<<grid_for(a.b * a.t * a.r * kWarp, kThreads), kThreads, 0, as_stream(stream)>>>(a);
   check_launch("rms_norm_bwd_warp", stream);
   if (a.partial == nullptr) return;
-  const dim3 grid(unsigned(rms_norm_parts(a.b * a.t)), unsigned(div_up<int64_t>(a.a * a.r * a.c, kColumns)));
+  const dim3 grid(unsigned(rms_norm_parts(a)), unsigned(div_up<int64_t>(a.a * a.r * a.c, kColumns)));
   rms_norm_bwd_weight<T><<<grid, kColumns, 0, as_stream(stream)>>>(a);
   check_launch("rms_norm_bwd_weight", stream);
 }
 
+template int64_t rms_norm_parts(const RmsNormArgs<float>&);
+template int64_t rms_norm_parts(const RmsNormArgs<bf16>&);
 template void rms_norm_fwd(const RmsNormArgs<float>&, void*);
 template void rms_norm_fwd(const RmsNormArgs<bf16>&, void*);
 template void rms_norm_bwd(const RmsNormArgs<float>&, void*);

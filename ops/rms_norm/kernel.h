@@ -13,11 +13,13 @@ struct RmsNormArgs {
   float* rstd = nullptr;  // [b,t,r]: out forward, in backward
   T* y = nullptr;
   const T* gy = nullptr;
-  T *gx = nullptr, *ggate = nullptr;
-  float* partial = nullptr;  // [parts, r,a,c], to be summed; null: the weight takes no gradient
+  T *gx = nullptr, *ggate = nullptr;  // null: no gradient is wanted
+  float* partial = nullptr;           // [parts, r,a,c], to be summed; null: the weight takes no gradient
 };
 
-int64_t rms_norm_parts(int64_t rows);
+/// Parts of `partial`, which may be unset.
+template <class T>
+int64_t rms_norm_parts(const RmsNormArgs<T>& a);
 template <class T>
 void rms_norm_fwd(const RmsNormArgs<T>& a, void* stream);
 template <class T>

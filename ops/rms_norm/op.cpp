@@ -151,9 +151,12 @@ struct RmsNormOp {
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor x = c.saved(0), weight = c.saved(1), gate = c.saved(2), rstd = c.saved(3),
            gy = raw::contiguous(gy_given[0]);
-    Tensor gx = empty_like(x), ggate = gate ? empty(gate.shape(), options_of(x)) : Tensor(), gweight;
+    const bool all = x.device().is_cpu();
+    Tensor gx = all || c.needs(0) ? empty_like(x) : Tensor(), gweight,
+           ggate = gate && (all || c.needs(2)) ? empty(gate.shape(), options_of(x)) : Tensor();
     auto with = [&]<class T>(kernels::RmsNormArgs<T> a) {
-      a.gy = gy.data<T>(), a.gx = gx.data<T>(), a.ggate = gate ? ggate.data<T>() : nullptr;
+      a.gy = gy.data<T>(), a.gx = gx ? gx.data<T>() : nullptr;
+      a.ggate = ggate ? ggate.data<T>() : nullptr;
       return a;
     };
     if (x.numel() == 0) {
@@ -164,7 +167,7 @@ struct RmsNormOp {
           auto a = with(arguments<T>(x, weight, gate, rstd, c.attrs<Attrs>().eps));
           Tensor partial;
           if (c.needs(1)) {
-            partial = empty({kernels::rms_norm_parts(a.b * a.t), weight.numel()}, options_of(rstd));
+            partial = empty({kernels::rms_norm_parts(a), weight.numel()}, options_of(rstd));
             a.partial = partial.data<float>();
           }
           kernels::rms_norm_bwd(a, current_stream(x.device()).handle);

@@ -1,6 +1,7 @@
-// A thread walks along a stretch of tokens of one (image, direction) with two neighbouring channels and keeps
-// the last taps of them in registers: x is read once, with a halo of taps - 1 at each stretch. Stretches are
-// as long as leaves enough threads to fill the device.
+// A thread has some neighbouring channels of a direction and walks along a range of the steps of all images,
+// one image after another; the last taps of x stay in registers. So x is read once, but for taps - 1 steps
+// where a range begins inside an image, and parameters and their gradients are in registers for the whole
+// range. Rows are loaded several at a time, since stores between loads would let a thread wait for each.
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
 #include "ops/short_conv/kernel.h"
@@ -11,154 +12,176 @@ using namespace cuda;
 
 namespace {
 
-constexpr int kThreads = 128;
+constexpr int kMostThreads = 256, kBlocksForward = 3, kBlocksBackward = 2;  // on a multiprocessor, at least
+constexpr int kLeastSteps = 16;  // of a range, of which the taps - 1 steps before it are a part
 
-template <class T>
-struct alignas(2 * sizeof(T)) Two {
-  T v[2];
+template <int kWide, class T>
+struct alignas(kWide * sizeof(T)) Row {
+  T v[kWide];
 };
-
-/// Two channels from `at` on, zeros where they are not; one load where both are there and aligned.
-template <class T>
-__device__ __forceinline__ void load_two(const T* at, bool first, bool second, bool paired, float (&to)[2]) {
-  to[0] = to[1] = 0;
-  if (paired && first) {
-    const Two<T> two = *reinterpret_cast<const Two<T>*>(at);
-    to[0] = to_acc(two.v[0]), to[1] = to_acc(two.v[1]);
-  } else {
-    if (first) to[0] = to_acc(at[0]);
-    if (second) to[1] = to_acc(at[1]);
-  }
+template <int kWide, class T>
+__device__ __forceinline__ Row<kWide, T> load(const T* from, bool there) {
+  if (there) return *reinterpret_cast<const Row<kWide, T>*>(from);
+  Row<kWide, T> zeros;
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) zeros.v[j] = from_acc<T>(0);
+  return zeros;
 }
-template <class T>
-__device__ __forceinline__ void store_two(T* at, bool second, bool paired, const float (&from)[2]) {
-  if (paired) {
-    *reinterpret_cast<Two<T>*>(at) = {{from_acc<T>(from[0]), from_acc<T>(from[1])}};
-  } else {
-    at[0] = from_acc<T>(from[0]);
-    if (second) at[1] = from_acc<T>(from[1]);
-  }
+template <int kWide, class T>
+__device__ __forceinline__ void store(T* to, const float (&from)[kWide]) {
+  Row<kWide, T> row;
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) row.v[j] = from_acc<T>(from[j]);
+  *reinterpret_cast<Row<kWide, T>*>(to) = row;
 }
 
-/// Where a thread works: steps [first, last) of its direction, channels c and c + 1.
-template <class T>
-struct Stretch {
-  int64_t image, direction, c, first, last;
-  bool second, paired;
+/// window: x of the last kTaps steps, the newest last; weights in the last of kTaps places, zeros before.
+template <int kTaps, int kWide, class T>
+struct Channels {
+  float w[kTaps][kWide], bias[kWide], window[kTaps][kWide];
 
-  __device__ Stretch(const ShortConvForward<T>& a, int64_t steps, bool packed) {
-    const int64_t parts = div_up(a.s.t, steps), part = int64_t(blockIdx.x) % parts;
-    c = (int64_t(blockIdx.y) * kThreads + threadIdx.x) * 2;
-    image = int64_t(blockIdx.x) / parts / 2, direction = int64_t(blockIdx.x) / parts % 2;
-    first = part * steps, last = first + steps < a.s.t ? first + steps : a.s.t;
-    second = c + 1 < a.s.c, paired = packed && second;
-  }
-  __device__ int64_t token(const ShortConvShape& s, int64_t step) const {
-    return direction == 0 ? step : s.t - 1 - step;
-  }
-  __device__ void x(const ShortConvForward<T>& a, int64_t step, float (&to)[2]) const {
-    const bool there = step >= 0 && step < a.s.t;
-    const T* at =
-        a.x + image * a.stride_b + (there ? token(a.s, step) : 0) * a.stride_t + direction * a.stride_r + c;
-    load_two(at, there, there && second, paired, to);
-  }
-  /// Offset in packed [b,t,2,c].
-  __device__ int64_t packed_at(const ShortConvShape& s, int64_t step) const {
-    return ((image * s.t + token(s, step)) * 2 + direction) * s.c + c;
-  }
-};
-
-/// Taps of channel c and c + 1 in the last a.s.taps of kTaps places, zeros before them.
-template <int kTaps, class T>
-__device__ __forceinline__ void load_taps(const ShortConvForward<T>& a, const Stretch<T>& s,
-                                          float (&w)[kTaps][2], float (&bias)[2]) {
+  __device__ Channels(const ShortConvForward<T>& a, int64_t channel) {
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    const bool there = j == 0 || s.second;
-    const int64_t channel = s.direction * a.s.c + s.c + j;
-    bias[j] = there ? to_acc(a.bias[channel]) : 0;
+    for (int j = 0; j < kWide; ++j) {
+      bias[j] = to_acc(a.bias[channel + j]);
 #pragma unroll
-    for (int i = 0; i < kTaps; ++i) {
-      const int64_t tap = i - (kTaps - a.s.taps);
-      w[i][j] = there && tap >= 0 ? to_acc(a.w[channel * a.s.taps + tap]) : 0;
-    }
-  }
-}
-
-template <int kTaps>
-__device__ __forceinline__ void shift(float (&window)[kTaps][2], const float (&next)[2]) {
-#pragma unroll
-  for (int i = 0; i + 1 < kTaps; ++i) window[i][0] = window[i + 1][0], window[i][1] = window[i + 1][1];
-  window[kTaps - 1][0] = next[0], window[kTaps - 1][1] = next[1];
-}
-
-template <int kTaps, class T>
-__global__ void __launch_bounds__(kThreads)
-    short_conv_fwd_walk(ShortConvForward<T> a, int64_t steps, bool packed) {
-  const Stretch<T> s(a, steps, packed);
-  if (s.c >= a.s.c) return;
-  float w[kTaps][2], bias[2], window[kTaps][2] = {}, next[2];
-  load_taps(a, s, w, bias);
-  for (int i = 1; i < kTaps; ++i) s.x(a, s.first - kTaps + i, next), shift(window, next);
-#pragma unroll 4
-  for (int64_t step = s.first; step < s.last; ++step) {
-    s.x(a, step, next);
-    shift(window, next);
-    float y[2] = {bias[0], bias[1]};
-#pragma unroll
-    for (int i = 0; i < kTaps; ++i) y[0] += w[i][0] * window[i][0], y[1] += w[i][1] * window[i][1];
-    y[0] = silu(y[0]), y[1] = silu(y[1]);
-    store_two(a.y + s.packed_at(a.s, step), s.second, s.paired, y);
-  }
-}
-
-/// g_t = gy_t silu'(sum before), gx_s = sum over i of w_i g_{s+(k-1)-i}: g of a stretch and of the k - 1
-/// steps behind it are made here; what a stretch adds to the gradients of w and bias is of its own steps
-/// only.
-template <int kTaps, class T>
-__global__ void __launch_bounds__(kThreads)
-    short_conv_bwd_walk(ShortConvBackward<T> b, int64_t steps, bool packed) {
-  const ShortConvForward<T>& a = b.forward;
-  const Stretch<T> s(a, steps, packed);
-  if (s.c >= a.s.c) return;
-  float w[kTaps][2], bias[2], window[kTaps][2] = {}, g[kTaps][2] = {}, gw[kTaps][2] = {}, gbias[2] = {},
-                              next[2];
-  load_taps(a, s, w, bias);
-  for (int i = 1; i < kTaps; ++i) s.x(a, s.first - kTaps + i, next), shift(window, next);
-#pragma unroll 2
-  for (int64_t step = s.first; step < s.last + kTaps - 1; ++step) {
-    s.x(a, step, next);
-    shift(window, next);
-    const bool there = step < a.s.t;
-    float slope[2];
-    load_two(b.gy + (there ? s.packed_at(a.s, step) : 0), there, there && s.second, s.paired, slope);
-#pragma unroll
-    for (int j = 0; j < 2; ++j) {
-      float before = bias[j];
-#pragma unroll
-      for (int i = 0; i < kTaps; ++i) before += w[i][j] * window[i][j];
-      slope[j] *= silu_grad(before);
-      if (step < s.last) {
-        gbias[j] += slope[j];
-#pragma unroll
-        for (int i = 0; i < kTaps; ++i) gw[i][j] += slope[j] * window[i][j];
+      for (int i = 0; i < kTaps; ++i) {
+        const int64_t tap = i - (kTaps - a.s.taps);
+        w[i][j] = tap >= 0 ? to_acc(a.w[(channel + j) * a.s.taps + tap]) : 0;
       }
     }
-    shift(g, slope);  // g[kTaps - 1] is of `step`
-    const int64_t done = step - (kTaps - 1);
-    if (done < s.first) continue;
-    float gx[2] = {};
-#pragma unroll
-    for (int i = 0; i < kTaps; ++i)
-      gx[0] += w[i][0] * g[kTaps - 1 - i][0], gx[1] += w[i][1] * g[kTaps - 1 - i][1];
-    store_two(b.gx + s.packed_at(a.s, done), s.second, s.paired, gx);
   }
-  if (b.partial == nullptr) return;
-  const int64_t parts = div_up(a.s.t, steps), part = s.image * parts + int64_t(blockIdx.x) % parts;
+  __device__ __forceinline__ void push(const Row<kWide, T>& x) {
 #pragma unroll
-  for (int j = 0; j < 2; ++j) {
-    if (j == 1 && !s.second) break;
-    float* to = b.partial + ((part * 2 + s.direction) * a.s.c + s.c + j) * (a.s.taps + 1);
+    for (int j = 0; j < kWide; ++j) {
+#pragma unroll
+      for (int i = 0; i + 1 < kTaps; ++i) window[i][j] = window[i + 1][j];
+      window[kTaps - 1][j] = to_acc(x.v[j]);
+    }
+  }
+  __device__ __forceinline__ float sum(int j) const {
+    float sum = bias[j];
+#pragma unroll
+    for (int i = 0; i < kTaps; ++i) sum += w[i][j] * window[i][j];
+    return sum;
+  }
+};
+
+/// Steps [first, last) of one image in a thread's range; steps of direction 1 go backwards.
+template <class T>
+struct Piece {
+  int64_t first, last, x, packed, x_step, packed_step;  // offsets of step `first` in x and in packed tensors
+
+  __device__ Piece(const ShortConvForward<T>& a, int64_t at, int64_t end, int64_t direction, int64_t c) {
+    const int64_t image = at / a.s.t;
+    first = at % a.s.t, last = min(a.s.t, first + end - at);
+    const int64_t token = direction == 0 ? first : a.s.t - 1 - first;
+    x = image * a.stride_b + token * a.stride_t + direction * a.stride_r + c;
+    packed = ((image * a.s.t + token) * 2 + direction) * a.s.c + c;
+    x_step = direction == 0 ? a.stride_t : -a.stride_t;
+    packed_step = direction == 0 ? 2 * a.s.c : -2 * a.s.c;
+  }
+};
+
+/// Calls piece(Piece, Channels) for every piece of this thread's range, its window filled.
+template <int kTaps, int kWide, class T, class Fn>
+__device__ __forceinline__ void walk(const ShortConvForward<T>& a, int64_t steps,
+                                     Channels<kTaps, kWide, T>& channels, int64_t direction, int64_t c,
+                                     Fn fn) {
+  const int64_t all = a.s.b * a.s.t, end = min(all, (int64_t(blockIdx.x) + 1) * steps);
+  for (int64_t at = int64_t(blockIdx.x) * steps; at < end;) {
+    const Piece<T> p(a, at, end, direction, c);
+#pragma unroll
+    for (int i = 1; i < kTaps; ++i)
+      channels.push(load<kWide>(a.x + p.x - (kTaps - i) * p.x_step, p.first >= kTaps - i));
+    fn(p);
+    at += p.last - p.first;
+  }
+}
+
+template <int kTaps, int kWide, class T>
+__global__ void __launch_bounds__(kMostThreads, kBlocksForward)
+    short_conv_fwd_walk(ShortConvForward<T> a, int64_t steps) {
+  constexpr int kAtOnce = 16 / int(sizeof(T));
+  const int64_t direction = blockIdx.z, c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kWide;
+  if (c >= a.s.c) return;
+  Channels<kTaps, kWide, T> channels(a, direction * a.s.c + c);
+  walk(a, steps, channels, direction, c, [&](const Piece<T>& p) {
+    const T* x = a.x + p.x;
+    T* y = a.y + p.packed;
+    for (int64_t left = p.last - p.first; left > 0; left -= kAtOnce) {
+      Row<kWide, T> rows[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) rows[u] = load<kWide>(x + u * p.x_step, u < left);
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        channels.push(rows[u]);
+        float out[kWide];
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          const float sum = channels.sum(j);
+          out[j] = sum * sigmoid_for<T>(sum);
+        }
+        if (u < left) store<kWide>(y + u * p.packed_step, out);
+      }
+      x += kAtOnce * p.x_step, y += kAtOnce * p.packed_step;
+    }
+  });
+}
+
+/// g_t = gy_t silu'(sum before), gx_s = sum over i of w_i g_{s+(k-1)-i}: g of a piece and of the k - 1 steps
+/// behind it are made here; what a piece adds to the gradients of w and bias is of its own steps only.
+template <int kTaps, int kWide, class T>
+__global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
+    short_conv_bwd_walk(ShortConvBackward<T> b, int64_t steps) {
+  constexpr int kAtOnce = 8 / int(sizeof(T));
+  const ShortConvForward<T>& a = b.forward;
+  const int64_t direction = blockIdx.z, c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kWide;
+  if (c >= a.s.c) return;
+  Channels<kTaps, kWide, T> channels(a, direction * a.s.c + c);
+  float gw[kTaps][kWide] = {}, gbias[kWide] = {};
+  walk(a, steps, channels, direction, c, [&](const Piece<T>& p) {
+    float g[kTaps][kWide] = {};
+    const int own = int(p.last - p.first), there = int(min(a.s.t - p.first, int64_t(own + kTaps - 1)));
+    const T *x = a.x + p.x, *gy = b.gy + p.packed;
+    T* gx = b.gx == nullptr ? nullptr : b.gx + p.packed - (kTaps - 1) * p.packed_step;
+    for (int n = 0; n < own + kTaps - 1; n += kAtOnce) {
+      Row<kWide, T> rows[kAtOnce], slopes[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        rows[u] = load<kWide>(x + u * p.x_step, n + u < there);
+        slopes[u] = load<kWide>(gy + u * p.packed_step, n + u < there);
+      }
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        channels.push(rows[u]);
+        float out[kWide];
+#pragma unroll
+        for (int j = 0; j < kWide; ++j) {
+          const float sum = channels.sum(j), s = sigmoid_for<T>(sum);
+          const float slope = to_acc(slopes[u].v[j]) * (s * (1 + sum * (1 - s)));
+          const float mine = n + u < own ? slope : 0;
+          gbias[j] += mine;
+#pragma unroll
+          for (int i = 0; i < kTaps; ++i) gw[i][j] += mine * channels.window[i][j];
+#pragma unroll
+          for (int i = 0; i + 1 < kTaps; ++i) g[i][j] = g[i + 1][j];
+          g[kTaps - 1][j] = slope;  // of step n + u
+          out[j] = 0;
+#pragma unroll
+          for (int i = 0; i < kTaps; ++i) out[j] += channels.w[i][j] * g[kTaps - 1 - i][j];
+        }
+        const int done = n + u - (kTaps - 1);
+        if (gx != nullptr && done >= 0 && done < own) store<kWide>(gx + u * p.packed_step, out);
+      }
+      x += kAtOnce * p.x_step, gy += kAtOnce * p.packed_step;
+      if (gx != nullptr) gx += kAtOnce * p.packed_step;
+    }
+  });
+  if (b.partial == nullptr) return;
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) {
+    float* to = b.partial + ((int64_t(blockIdx.x) * 2 + direction) * a.s.c + c + j) * (a.s.taps + 1);
 #pragma unroll
     for (int i = 0; i < kTaps; ++i)
       if (const int64_t tap = i - (kTaps - a.s.taps); tap >= 0) to[tap] = gw[i][j];
@@ -166,46 +189,73 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-/// Tokens of a stretch: two waves of threads, but no fewer than 16 steps, of which the halo is a part.
-int64_t steps_of(const ShortConvShape& s) {
-  const int64_t threads = s.b * s.c,
-                wanted = 2 * int64_t(device_limits().sm_count) * device_limits().threads_per_sm;
-  const int64_t parts = div_up<int64_t>(wanted, threads > 0 ? threads : 1),
-                steps = div_up<int64_t>(s.t, parts);
-  return steps < 16 ? 16 : steps;
+/// Channels of a thread: as many as its registers hold beside the taps of each.
+template <int kTaps>
+constexpr int kWidest = kTaps == 4 ? 4 : 2;
+
+struct Launch {
+  int wide;  // channels of a thread
+  unsigned threads, groups, ranges;
+  int64_t steps;  // of a range
+  dim3 grid() const { return dim3(ranges, groups, 2); }
+};
+/// Ranges fill the device once, so that all of them end at the same time.
+Launch launch_of(const ShortConvShape& s, int wide, int blocks) {
+  const int64_t lanes = div_up<int64_t>(s.c, wide), groups = div_up<int64_t>(lanes, kMostThreads),
+                threads = round_up<int64_t>(div_up(lanes, groups), 32), all = s.b * s.t;
+  const int64_t resident = int64_t(device_limits().sm_count) * (kMostThreads * blocks / threads);
+  const int64_t ranges =
+      std::min(std::max<int64_t>(resident / (2 * groups), 1), div_up<int64_t>(all, kLeastSteps));
+  const int64_t steps = div_up(all, ranges);
+  return {wide, unsigned(threads), unsigned(groups), unsigned(div_up(all, steps)), steps};
 }
-dim3 grid_of(const ShortConvShape& s) {
-  return dim3(grid_of_blocks(s.b * 2 * div_up(s.t, steps_of(s))),
-              unsigned(div_up<int64_t>(div_up<int64_t>(s.c, 2), kThreads)));
+
+template <class T>
+int wide_of(const ShortConvForward<T>& a, const void* y, const void* gy) {
+  const int wide = a.s.taps <= 4 ? kWidest<4> : kWidest<8>;
+  const int64_t all = a.s.c | a.stride_b | a.stride_t | a.stride_r;
+  const uintptr_t at =
+      reinterpret_cast<uintptr_t>(a.x) | reinterpret_cast<uintptr_t>(y) | reinterpret_cast<uintptr_t>(gy);
+  return all % wide == 0 && at % (size_t(wide) * sizeof(T)) == 0 ? wide : 1;
 }
 template <class T>
-bool pairs(const ShortConvForward<T>& a) {
-  const int64_t all = a.s.c | a.stride_b | a.stride_t | a.stride_r;
-  return all % 2 == 0 && reinterpret_cast<uintptr_t>(a.x) % (2 * sizeof(T)) == 0;
+Launch launch_of(const ShortConvBackward<T>& a) {
+  return launch_of(a.forward.s, wide_of(a.forward, a.gx, a.gy), kBlocksBackward);
 }
 
 }  // namespace
 
-int64_t short_conv_parts(const ShortConvShape& s) { return s.b * div_up(s.t, steps_of(s)); }
+template <class T>
+int64_t short_conv_parts(const ShortConvBackward<T>& a) {
+  return launch_of(a).ranges;
+}
 
 template <class T>
 void short_conv_fwd(const ShortConvForward<T>& a, void* stream) {
-  auto* kernel = a.s.taps <= 4 ? short_conv_fwd_walk<4, T> : short_conv_fwd_walk<8, T>;
-  kernel<<<grid_of(a.s), kThreads, 0, as_stream(stream)>>>(a, steps_of(a.s), pairs(a));
+  const Launch l = launch_of(a.s, wide_of(a, a.y, nullptr), kBlocksForward);
+  auto* kernel = a.s.taps <= 4
+                     ? l.wide > 1 ? short_conv_fwd_walk<4, kWidest<4>, T> : short_conv_fwd_walk<4, 1, T>
+                 : l.wide > 1 ? short_conv_fwd_walk<8, kWidest<8>, T>
+                              : short_conv_fwd_walk<8, 1, T>;
+  kernel<<<l.grid(), l.threads, 0, as_stream(stream)>>>(a, l.steps);
   check_launch("short_conv_fwd_walk", stream);
 }
 
 template <class T>
 void short_conv_bwd(const ShortConvBackward<T>& a, void* stream) {
-  const ShortConvShape& s = a.forward.s;
-  const bool packed = pairs(a.forward) && reinterpret_cast<uintptr_t>(a.gy) % (2 * sizeof(T)) == 0;
-  auto* kernel = s.taps <= 4 ? short_conv_bwd_walk<4, T> : short_conv_bwd_walk<8, T>;
-  kernel<<<grid_of(s), kThreads, 0, as_stream(stream)>>>(a, steps_of(s), packed);
+  const Launch l = launch_of(a);
+  auto* kernel = a.forward.s.taps <= 4
+                     ? l.wide > 1 ? short_conv_bwd_walk<4, kWidest<4>, T> : short_conv_bwd_walk<4, 1, T>
+                 : l.wide > 1 ? short_conv_bwd_walk<8, kWidest<8>, T>
+                              : short_conv_bwd_walk<8, 1, T>;
+  kernel<<<l.grid(), l.threads, 0, as_stream(stream)>>>(a, l.steps);
   check_launch("short_conv_bwd_walk", stream);
 }
 
 template void short_conv_fwd(const ShortConvForward<float>&, void*);
 template void short_conv_fwd(const ShortConvForward<bf16>&, void*);
+template int64_t short_conv_parts(const ShortConvBackward<float>&);
+template int64_t short_conv_parts(const ShortConvBackward<bf16>&);
 template void short_conv_bwd(const ShortConvBackward<float>&, void*);
 template void short_conv_bwd(const ShortConvBackward<bf16>&, void*);
 

@@ -22,13 +22,15 @@ template <class T>
 struct ShortConvBackward {
   ShortConvForward<T> forward;  // y: null
   const T* gy = nullptr;
-  T* gx = nullptr;
-  /// [parts, 2, c, taps + 1]: gradients of w and, behind them, of bias, to be summed over the parts.
+  T* gx = nullptr;  // null: x takes no gradient
+  /// [parts, 2, c, taps + 1]: gradients of w and, behind them, of bias, to be summed over the parts;
+  /// null: they take none.
   float* partial = nullptr;
 };
 
-/// How many parts the backward kernel makes of (image, stretch of tokens).
-int64_t short_conv_parts(const ShortConvShape& s);
+/// In how many parts the backward kernel sums; `partial` may be unset.
+template <class T>
+int64_t short_conv_parts(const ShortConvBackward<T>& a);
 template <class T>
 void short_conv_fwd(const ShortConvForward<T>& a, void* stream);
 template <class T>

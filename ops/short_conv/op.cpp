@@ -137,16 +137,17 @@ struct ShortConvOp {
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), gy = raw::contiguous(gy_given[0]);
     const int64_t channels = x.size(3), taps = w.size(2);
-    Tensor gx = empty(x.shape(), options_of(x)), partial;
-    if (gx.numel() == 0) {
+    const bool parameters = c.needs(1) || c.needs(2);
+    Tensor gx = c.needs(0) || x.device().is_cpu() ? empty(x.shape(), options_of(x)) : Tensor(), partial;
+    if (x.numel() == 0) {
       partial = zeros({1, 2, channels, taps + 1}, {DType::f32, x.device()});
     } else if (x.is_cuda()) {
       dispatch_cuda(x.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
-          kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias), gy.data<T>(), gx.data<T>()};
-          if (c.needs(1) || c.needs(2)) {
-            partial = empty({kernels::short_conv_parts(a.forward.s), 2, channels, taps + 1},
-                            {DType::f32, x.device()});
+          kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias), gy.data<T>(),
+                                          gx ? gx.data<T>() : nullptr};
+          if (parameters) {
+            partial = empty({kernels::short_conv_parts(a), 2, channels, taps + 1}, {DType::f32, x.device()});
             a.partial = partial.data<float>();
           }
           kernels::short_conv_bwd(a, current_stream(x.device()).handle);
@@ -159,7 +160,7 @@ struct ShortConvOp {
       });
     }
     Grads grads{c.needs(0) ? gx : Tensor(), {}, {}};
-    if (c.needs(1) || c.needs(2)) {
+    if (parameters) {
       Tensor sum =
           raw::reshape(raw::sum_to_shape(partial, {1, 2, channels, taps + 1}), {2, channels, taps + 1});
       if (c.needs(1)) grads[1] = raw::contiguous(raw::slice(sum, 2, 0, taps));

@@ -20,6 +20,20 @@ TEST(Vmath, ExpWithinTwoUlp) {
   EXPECT_TRUE(std::isnan(vexp(std::nanf(""))));
 }
 
+TEST(Vmath, SigmoidWithinFourUlp) {
+  double worst = 0;
+  for (double x = -86; x < 87; x += 0.000613) {
+    const double want = 1 / (1 + std::exp(-double(float(x))));
+    worst = std::max(worst, std::abs(double(vsigmoid(float(x))) - want) / want);
+  }
+  EXPECT_LT(worst, 4 * std::ldexp(1.0, -23));  // vexp's two, the sum and the quotient
+  const float inf = std::numeric_limits<float>::infinity();
+  EXPECT_EQ(vsigmoid(inf), 1.0f);
+  EXPECT_EQ(vsigmoid(100.0f), 1.0f);
+  EXPECT_LT(vsigmoid(-inf), 1e-37f);
+  EXPECT_TRUE(std::isnan(vsigmoid(std::nanf(""))));
+}
+
 TEST(Vmath, TanhAndErf) {
   double tanh_worst = 0, erf_worst = 0;
   for (double x = -12; x < 12; x += 0.000171) {

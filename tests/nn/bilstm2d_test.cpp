@@ -42,11 +42,11 @@ std::vector<Vector> states(const Weights& p, int64_t which, const std::vector<Ve
   return y;
 }
 
-TEST(BiLstm2d, IsLstmsAlongRowsAndColumns) {
-  const int64_t heads = 2, w = 3, k = 4, rows = 3, columns = 2, prefix = 2;
+void expect_lstms_along_rows_and_columns(int64_t rows, int64_t columns) {
+  const int64_t heads = 2, w = 3, k = 4, prefix = 2;
   const MixerShape s{heads * w, heads, rows, columns, prefix};
   Golden g("bilstm2d", s, s.tokens(), {{"hidden", "4"}});
-  const Weights by_row = Weights::of(g, "rnn.row."), by_column = Weights::of(g, "rnn.column.");
+  const Weights weights = Weights::of(g, "rnn.");
   const std::vector<Vector> u = g.pre();
   Vector core(size_t(g.t * heads * 4 * k), 0.0);  // [t,h,4k]
   for (int64_t head = 0; head < heads; ++head)
@@ -61,7 +61,7 @@ TEST(BiLstm2d, IsLstmsAlongRowsAndColumns) {
         for (int64_t i : at)
           in.emplace_back(u[size_t(i)].begin() + head * w, u[size_t(i)].begin() + (head + 1) * w);
         for (int64_t back = 0; back < 2; ++back) {
-          const auto y = states(orientation ? by_column : by_row, back * heads + head, in, k, back == 1);
+          const auto y = states(weights, (2 * back + orientation) * heads + head, in, k, back == 1);
           for (size_t i = 0; i < at.size(); ++i)
             for (int64_t j = 0; j < k; ++j)
               core[size_t(((at[i] * heads + head) * 4 + 2 * orientation + back) * k + j)] +=
@@ -70,6 +70,11 @@ TEST(BiLstm2d, IsLstmsAlongRowsAndColumns) {
       }
     }
   g.expect_heads(core);
+}
+
+TEST(BiLstm2d, IsLstmsAlongRowsAndColumns) {
+  expect_lstms_along_rows_and_columns(3, 2);
+  expect_lstms_along_rows_and_columns(3, 3);
 }
 
 TEST(BiLstm2d, ReadsTheWholeImageThroughTheClassToken) {
