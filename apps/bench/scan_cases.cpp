@@ -103,7 +103,7 @@ std::vector<OpCase> scan_cases(const OpSizes& s, Device device, DType dtype) {
   for (int64_t k : {3, 7})
     add("dwconv", fmt::format("{0} x {0}", k), {{{b, 1 + grid * grid, c}}, {{k, k, c}}, {{2, c}}, {{c}}},
         [grid](const Tensors& in) { return dwconv(in[0], in[1], in[2], in[3], grid, grid); });
-  add("wkv", "", {{{b, t, c}}, {{b, t, c}}, {{c}, 0, 1}, {{c}}},
+  add("wkv", "decays of biwkv", {{{b, t, c}}, {{b, t, c}}, {{c}, -4, 4}, {{c}}},
       [](const Tensors& in) { return wkv(in[0], in[1], in[2], in[3]); });
   add("elu_plus_one", "", {{{b, t, c}}}, [](const Tensors& in) { return elu_plus_one(in[0]); });
   return all;
