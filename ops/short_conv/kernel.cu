@@ -67,17 +67,19 @@ struct Channels {
   }
 };
 
-/// Steps [first, last) of one image in a thread's range; steps of direction 1 go backwards.
+/// Steps [first, last) of one image of `length` in a thread's range; steps of direction 1 go backwards.
 template <class T>
 struct Piece {
-  int64_t first, last, x, packed, x_step, packed_step;  // offsets of step `first` in x and in packed tensors
+  int64_t first, last, length;
+  int64_t x, packed, x_step, packed_step;  // offsets of step `first` in x and in packed tensors
 
   __device__ Piece(const ShortConvForward<T>& a, int64_t at, int64_t end, int64_t direction, int64_t c) {
-    const int64_t image = at / a.s.t;
-    first = at % a.s.t, last = min(a.s.t, first + end - at);
-    const int64_t token = direction == 0 ? first : a.s.t - 1 - first;
-    x = image * a.stride_b + token * a.stride_t + direction * a.stride_r + c;
-    packed = ((image * a.s.t + token) * 2 + direction) * a.s.c + c;
+    const int64_t image = a.s.sequence_of(at), begin = a.s.begin(image);
+    length = a.s.length(image);
+    first = at - begin, last = min(length, first + end - at);
+    const int64_t token = direction == 0 ? first : length - 1 - first;
+    x = a.x_at(image) + token * a.stride_t + direction * a.stride_r + c;
+    packed = ((begin + token) * 2 + direction) * a.s.c + c;
     x_step = direction == 0 ? a.stride_t : -a.stride_t;
     packed_step = direction == 0 ? 2 * a.s.c : -2 * a.s.c;
   }
@@ -88,7 +90,7 @@ template <int kTaps, int kWide, class T, class Fn>
 __device__ __forceinline__ void walk(const ShortConvForward<T>& a, int64_t steps,
                                      Channels<kTaps, kWide, T>& channels, int64_t direction, int64_t c,
                                      Fn fn) {
-  const int64_t all = a.s.b * a.s.t, end = min(all, (int64_t(blockIdx.x) + 1) * steps);
+  const int64_t end = min(a.s.used(), (int64_t(blockIdx.x) + 1) * steps);
   for (int64_t at = int64_t(blockIdx.x) * steps; at < end;) {
     const Piece<T> p(a, at, end, direction, c);
 #pragma unroll
@@ -142,7 +144,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
   float gw[kTaps][kWide] = {}, gbias[kWide] = {};
   walk(a, steps, channels, direction, c, [&](const Piece<T>& p) {
     float g[kTaps][kWide] = {};
-    const int own = int(p.last - p.first), there = int(min(a.s.t - p.first, int64_t(own + kTaps - 1)));
+    const int own = int(p.last - p.first), there = int(min(p.length - p.first, int64_t(own + kTaps - 1)));
     const T *x = a.x + p.x, *gy = b.gy + p.packed;
     T* gx = b.gx == nullptr ? nullptr : b.gx + p.packed - (kTaps - 1) * p.packed_step;
     for (int n = 0; n < own + kTaps - 1; n += kAtOnce) {
@@ -202,7 +204,7 @@ struct Launch {
 /// Ranges fill the device once, so that all of them end at the same time.
 Launch launch_of(const ShortConvShape& s, int wide, int blocks) {
   const int64_t lanes = div_up<int64_t>(s.c, wide), groups = div_up<int64_t>(lanes, kMostThreads),
-                threads = round_up<int64_t>(div_up(lanes, groups), 32), all = s.b * s.t;
+                threads = round_up<int64_t>(div_up(lanes, groups), 32), all = s.rows();
   const int64_t resident = int64_t(device_limits().sm_count) * (kMostThreads * blocks / threads);
   const int64_t ranges =
       std::min(std::max<int64_t>(resident / (2 * groups), 1), div_up<int64_t>(all, kLeastSteps));

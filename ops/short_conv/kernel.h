@@ -1,15 +1,16 @@
 #pragma once
-#include <cstdint>
+#include "core/rows.h"
 
 namespace occam::kernels {
 
 inline constexpr int64_t kMostTaps = 8;
 
-struct ShortConvShape {
-  int64_t b = 0, t = 0, c = 0, taps = 0;
+struct ShortConvShape : SequenceRows {
+  int64_t c = 0, taps = 0;
 };
 
-/// x has strides (b, t, direction) in elements and a contiguous last axis; y and gradients are packed.
+/// x has strides (b, t, direction) in elements, that of b without offsets only, and a contiguous last axis; y
+/// and gradients are packed.
 template <class T>
 struct ShortConvForward {
   ShortConvShape s;
@@ -17,6 +18,10 @@ struct ShortConvForward {
   int64_t stride_b = 0, stride_t = 0, stride_r = 0;
   const T *w = nullptr, *bias = nullptr;
   T* y = nullptr;
+  /// Offset in x of token 0 of a sequence.
+  OCCAM_HD int64_t x_at(int64_t sequence) const {
+    return s.offsets == nullptr ? sequence * stride_b : s.begin(sequence) * stride_t;
+  }
 };
 template <class T>
 struct ShortConvBackward {

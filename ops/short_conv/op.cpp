@@ -5,30 +5,36 @@
 
 #include "core/vmath.h"
 #include "ops/op.h"
+#include "ops/ragged.h"
 #include "ops/reduce/op.h"
 #include "ops/short_conv/kernel.h"
 
 namespace occam {
 namespace {
 
-/// One (image, direction) with taps as rows of c, so that loops over channels vectorise.
+/// One (sequence, direction) with taps as rows of c, so that loops over channels vectorise.
 template <class T>
 struct Lane {
   kernels::ShortConvForward<T> a;
-  int64_t image = 0, direction = 0;
+  int64_t sequence = 0, direction = 0, begin = 0, length = 0;
   std::vector<T> taps;  // [taps, c]
 
   Lane(const kernels::ShortConvForward<T>& args, int64_t lane)
-      : a(args), image(lane / 2), direction(lane % 2), taps(size_t(a.s.taps * a.s.c)) {
+      : a(args),
+        sequence(lane / 2),
+        direction(lane % 2),
+        begin(args.s.begin(sequence)),
+        length(args.s.length(sequence)),
+        taps(size_t(a.s.taps * a.s.c)) {
     for (int64_t i = 0; i < a.s.taps; ++i)
       for (int64_t c = 0; c < a.s.c; ++c)
         taps[size_t(i * a.s.c + c)] = a.w[(direction * a.s.c + c) * a.s.taps + i];
   }
-  int64_t token(int64_t step) const { return direction == 0 ? step : a.s.t - 1 - step; }
+  int64_t token(int64_t step) const { return direction == 0 ? step : length - 1 - step; }
   const T* x(int64_t step) const {
-    return a.x + image * a.stride_b + token(step) * a.stride_t + direction * a.stride_r;
+    return a.x + a.x_at(sequence) + token(step) * a.stride_t + direction * a.stride_r;
   }
-  int64_t packed(int64_t step) const { return ((image * a.s.t + token(step)) * 2 + direction) * a.s.c; }
+  int64_t packed(int64_t step) const { return ((begin + token(step)) * 2 + direction) * a.s.c; }
   /// The step that tap i of `step` reads; negative before the sequence.
   int64_t source(int64_t step, int64_t i) const { return step - (a.s.taps - 1) + i; }
   /// bias + sum of taps.
@@ -56,11 +62,11 @@ OCCAM_VECTORIZED void silu_slope_rows(const T* x, T* g, const T* gy, int64_t cou
 
 template <class T>
 void forward_cpu(const kernels::ShortConvForward<T>& a) {
-#pragma omp parallel for if (a.s.b * a.s.t * a.s.c > 8192)
+#pragma omp parallel for if (a.s.rows() * a.s.c > 8192)
   for (int64_t n = 0; n < a.s.b * 2; ++n) {
     Lane<T> lane(a, n);
     std::vector<T> sum(size_t(a.s.c));
-    for (int64_t step = 0; step < a.s.t; ++step) {
+    for (int64_t step = 0; step < lane.length; ++step) {
       lane.sum(step, sum.data());
       silu_rows(sum.data(), a.y + lane.packed(step), a.s.c);
     }
@@ -70,13 +76,13 @@ void forward_cpu(const kernels::ShortConvForward<T>& a) {
 /// partial [b,2,c,taps+1].
 template <class T>
 void backward_cpu(const kernels::ShortConvForward<T>& a, const T* gy, T* gx, T* partial) {
-#pragma omp parallel for if (a.s.b * a.s.t * a.s.c > 8192)
+#pragma omp parallel for if (a.s.rows() * a.s.c > 8192)
   for (int64_t n = 0; n < a.s.b * 2; ++n) {
     Lane<T> lane(a, n);
     const size_t c = size_t(a.s.c);
     std::vector<T> sum(c), g(c), gw(size_t(a.s.taps + 1) * c, T(0)), ones(c, T(1));
-    for (int64_t step = 0; step < a.s.t; ++step) std::fill_n(gx + lane.packed(step), a.s.c, T(0));
-    for (int64_t step = 0; step < a.s.t; ++step) {
+    for (int64_t step = 0; step < lane.length; ++step) std::fill_n(gx + lane.packed(step), a.s.c, T(0));
+    for (int64_t step = 0; step < lane.length; ++step) {
       lane.sum(step, sum.data());
       silu_slope_rows(sum.data(), g.data(), gy + lane.packed(step), a.s.c);
       for (int64_t i = std::max<int64_t>(0, a.s.taps - 1 - step); i < a.s.taps; ++i) {
@@ -93,15 +99,18 @@ void backward_cpu(const kernels::ShortConvForward<T>& a, const T* gy, T* gx, T* 
 }
 
 struct ShortConvOp {
-  struct Attrs {};
+  struct Attrs {
+    int64_t longest;
+  };
   static constexpr OpInfo info{.name = "short_conv",
-                               .contract = "x: b t 2 c, w: 2 c k, bias: 2 c -> b t 2 c",
+                               .contract = "x: b t 2 c, w: 2 c k, bias: 2 c, offsets?: s -> b t 2 c",
                                .layout = Layout::strided,
                                .hint = "axis 2 of x is the direction"};
 
   template <class T>
-  static kernels::ShortConvForward<T> arguments(const Tensor& x, const Tensor& w, const Tensor& bias) {
-    return {{x.size(0), x.size(1), x.size(3), w.size(2)},
+  static kernels::ShortConvForward<T> arguments(const Tensor& x, const Tensor& w, const Tensor& bias,
+                                                const Tensor& offsets, int64_t longest) {
+    return {{rows_of(x.shape(), offsets, longest), x.size(3), w.size(2)},
             x.data<T>(),
             x.strides()[0],
             x.strides()[1],
@@ -110,33 +119,36 @@ struct ShortConvOp {
             bias.data<T>()};
   }
 
-  static Outs forward(Ctx& c, In in, const Attrs&) {
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     OCCAM_CHECK(in[1].size(2) > 0 && in[1].size(2) <= kernels::kMostTaps, ErrorKind::shape,
                 "short_conv: w {} has {} taps, where 1 to {} are supported", in[1].shape().str(),
                 in[1].size(2), kernels::kMostTaps);
     Tensor x = in[0].strides()[3] == 1 ? in[0] : raw::contiguous(in[0]), w = raw::contiguous(in[1]),
-           bias = raw::contiguous(in[2]), y = empty(x.shape(), options_of(x));
+           bias = raw::contiguous(in[2]), y = empty(x.shape(), options_of(x)),
+           offsets = in[3] ? raw::contiguous(in[3]) : Tensor();
     if (y.numel() == 0) {
     } else if (x.is_cuda()) {
       dispatch_cuda(x.dtype(), [&]<class T>() {
-        auto a = arguments<T>(x, w, bias);
+        auto a = arguments<T>(x, w, bias, offsets, attrs.longest);
         a.y = y.data<T>();
         OCCAM_ON_CUDA(kernels::short_conv_fwd(a, current_stream(x.device()).handle));
       });
     } else {
       dispatch_float(x.dtype(), [&]<class T>() {
-        auto a = arguments<T>(x, w, bias);
+        auto a = arguments<T>(x, w, bias, offsets, attrs.longest);
         a.y = y.data<T>();
         forward_cpu(a);
       });
     }
-    c.save({x, w, bias});
+    if (offsets) clear_unused_rows(y, offsets, x.size(0) * x.size(1));
+    c.save({x, w, bias, offsets});
     return {y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy_given) {
-    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), gy = raw::contiguous(gy_given[0]);
-    const int64_t channels = x.size(3), taps = w.size(2);
+    Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), offsets = c.saved(3),
+           gy = raw::contiguous(gy_given[0]);
+    const int64_t channels = x.size(3), taps = w.size(2), longest = c.attrs<Attrs>().longest;
     const bool parameters = c.needs(1) || c.needs(2);
     Tensor gx = c.needs(0) || x.device().is_cpu() ? empty(x.shape(), options_of(x)) : Tensor(), partial;
     if (x.numel() == 0) {
@@ -144,7 +156,7 @@ struct ShortConvOp {
     } else if (x.is_cuda()) {
       dispatch_cuda(x.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
-          kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias), gy.data<T>(),
+          kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias, offsets, longest), gy.data<T>(),
                                           gx ? gx.data<T>() : nullptr};
           if (parameters) {
             partial = empty({kernels::short_conv_parts(a), 2, channels, taps + 1}, {DType::f32, x.device()});
@@ -154,12 +166,14 @@ struct ShortConvOp {
         });
       });
     } else {
-      partial = empty({x.size(0), 2, channels, taps + 1}, options_of(x));
+      partial = empty({rows_of(x.shape(), offsets, longest).b, 2, channels, taps + 1}, options_of(x));
       dispatch_float(x.dtype(), [&]<class T>() {
-        backward_cpu(arguments<T>(x, w, bias), gy.data<T>(), gx.data<T>(), partial.data<T>());
+        backward_cpu(arguments<T>(x, w, bias, offsets, longest), gy.data<T>(), gx.data<T>(),
+                     partial.data<T>());
       });
     }
-    Grads grads{c.needs(0) ? gx : Tensor(), {}, {}};
+    if (offsets && gx) clear_unused_rows(gx, offsets, x.size(0) * x.size(1));
+    Grads grads{c.needs(0) ? gx : Tensor(), {}, {}, {}};
     if (parameters) {
       Tensor sum =
           raw::reshape(raw::sum_to_shape(partial, {1, 2, channels, taps + 1}), {2, channels, taps + 1});
@@ -177,8 +191,9 @@ struct ShortConvOp {
 
 }  // namespace
 
-Tensor short_conv(const Tensor& x, const Tensor& w, const Tensor& bias) {
-  return apply<ShortConvOp>({x, w, bias})[0];
+Tensor short_conv(const Tensor& x, const Tensor& w, const Tensor& bias, const Sequences& rows) {
+  check_sequences("short_conv", rows, x);
+  return as_rows(apply<ShortConvOp>({as_image(x, rows), w, bias, rows.offsets}, {rows.longest})[0], rows);
 }
 
 OCCAM_REGISTER(short_conv, ShortConvOp);

@@ -1,5 +1,5 @@
 #pragma once
-#include "core/tensor.h"
+#include "core/ragged.h"
 
 namespace occam {
 
@@ -8,7 +8,8 @@ namespace occam {
 /// zeros outside the sequence
 ///   direction 0: y_t = silu(bias + sum_i w_i x_{t-(k-1)+i}),  direction 1: ... x_{t+(k-1)-i}
 /// so the last tap meets the token itself. x [b,t,2,c], w [2,c,k], bias [2,c] -> [b,t,2,c]. x may be a view
-/// with its last axis contiguous. Throws Error{shape} for k = 0 or k > 8.
-Tensor short_conv(const Tensor& x, const Tensor& w, const Tensor& bias);
+/// with its last axis contiguous. Throws Error{shape} for k = 0 or k > 8. With `rows` [b,t] is [n]: each
+/// sequence as if called alone.
+Tensor short_conv(const Tensor& x, const Tensor& w, const Tensor& bias, const Sequences& rows = {});
 
 }  // namespace occam

@@ -5,8 +5,8 @@
 #include "ops/activation/op.h"
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/ragged_spec.h"
 #include "ops/slice/op.h"
-#include "ops/spec.h"
 #include "ops/view/op.h"
 
 namespace {
@@ -51,17 +51,18 @@ std::vector<Tensor> by_shifts(const std::vector<Tensor>& in) {
 }  // namespace
 
 OP_SPEC(short_conv) {
-  auto add = [&](const char* name, int64_t b, int64_t t, int64_t c, int64_t k) -> Sample& {
-    // A gradient of w sums b t products; its terms are of size 1 and cancel.
-    return spec
-        .sample(
-            name, {randn({b, t, 2, c}), randn({2, c, k}, 0.5), randn({2, c})},
-            [](const std::vector<Tensor>& in) { return std::vector{occam::short_conv(in[0], in[1], in[2])}; },
-            naive)
-        .sum_length(double(k + b * t))
+  auto bound = [](Sample& sample, int64_t k, int64_t rows) -> Sample& {
+    // A gradient of w sums a product a row; its terms are of size 1 and cancel.
+    return sample.sum_length(double(k + rows))
         .cancelling_terms(1, 1)
-        .half_roundings(1.01)  // what is stored; everything before it is f32
-        .same_as(by_shifts);
+        .half_roundings(1.01);  // what is stored; everything before it is f32
+  };
+  auto add = [&](const char* name, int64_t b, int64_t t, int64_t c, int64_t k) -> Sample& {
+    Sample& sample = spec.sample(
+        name, {randn({b, t, 2, c}), randn({2, c, k}, 0.5), randn({2, c})},
+        [](const std::vector<Tensor>& in) { return std::vector{occam::short_conv(in[0], in[1], in[2])}; },
+        naive);
+    return bound(sample, k, b * t).same_as(by_shifts);
   };
   add("2x5x3x4", 2, 5, 3, 4).small();
   add("1x1x1x1", 1, 1, 1, 1).small();
@@ -89,6 +90,22 @@ OP_SPEC(short_conv) {
       .sum_length(44)
       .cancelling_terms(1, 1)
       .half_roundings(1.01);
+  std::vector<std::pair<std::string, Packed>> cases = packed_cases({0});
+  // Ranges that begin inside sequences, and end with several of them.
+  cases.push_back({"ragged-long", {{40, 1, 0, 3, 2, 70, 0, 17}, 140, 80, {0}}});
+  for (const auto& [name, p] : cases)
+    for (int64_t c : {4, 5}) {
+      Sample& sample = spec.sample(
+          name + "-" + std::to_string(c),
+          {p.rows(randn({p.n, 2, c})), randn({2, c, c}, 0.5), randn({2, c}), p.offsets()},
+          [p = p](const std::vector<Tensor>& in) {
+            return std::vector{occam::short_conv(in[0], in[1], in[2], p.sequences(in[3]))};
+          },
+          p.naive(naive));
+      bound(sample, c, p.n);
+      if (p.n <= 12) sample.small();
+      if (p.used() > 0) sample.same_as(p.alone(by_shifts));
+    }
   Sample& none = add("no-tokens", 2, 0, 3, 4);
   none.composite = nullptr;
   spec.bad(

@@ -165,6 +165,7 @@ TEST(RaggedMixers, OthersSayWhyNot) {
     if (!made({entry.name, {}})->takes_ragged()) refuses({entry.name, {}}, "");
   refuses({"attention", {}}, "its core is made for whole images");
   refuses({"mingru", {{"scan", "column"}}}, "an order other than the model's");
+  refuses({"mamba", {{"cross_scan", "true"}}}, "cross_scan has the columns of a whole patch grid");
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 #include "ops/activation/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/grouped_linear/op.h"
+#include "ops/ragged.h"
 #include "ops/selective_scan/op.h"
 #include "ops/short_conv/op.h"
 #include "ops/slice/op.h"
@@ -40,7 +41,7 @@ struct SelectiveOptions {
 double rate_log(int64_t n) { return std::log(double(1 + n)); }
 
 /// Both directions along one order of the tokens: [b,t,c] -> [b,t,h,2w].
-class DirectionPair : public Module {
+class DirectionPair : public RaggedCore {
  public:
   DirectionPair(const MixerShape& s, const SelectiveOptions& o)
       : heads_(s.heads),
@@ -61,14 +62,17 @@ class DirectionPair : public Module {
   }
 
  protected:
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), c = x.size(2);
+    const Tensor both = expand(reshape(x, {b, t, 1, c}), {b, t, 2, c});
     Tensor u =
-        short_conv(expand(reshape(x, {b, t, 1, c}), {b, t, 2, c}), conv_weight_.value(), conv_bias_.value());
+        as_image(short_conv(as_rows(both, rows), conv_weight_.value(), conv_bias_.value(), rows), rows);
     Tensor selected = grouped_linear(u, x_proj_.value(), Tensor());
     Tensor delta = grouped_linear(slice(selected, 3, 0, rank_), dt_proj_.value(), dt_bias_.value());
-    return selective_scan(u, delta, a_log_.value(), slice(selected, 3, rank_, state_),
-                          slice(selected, 3, rank_ + state_, state_), skip_.value(), heads_);
+    auto part = [&](int64_t first) { return as_rows(slice(selected, 3, first, state_), rows); };
+    return as_image(selective_scan(as_rows(u, rows), as_rows(delta, rows), a_log_.value(), part(rank_),
+                                   part(rank_ + state_), skip_.value(), heads_, rows),
+                    rows);
   }
 
  private:
@@ -77,7 +81,7 @@ class DirectionPair : public Module {
 };
 
 /// `ssm`: the scans of one order or two, gated.
-class SelectiveStates : public Module {
+class SelectiveStates : public RaggedCore {
  public:
   SelectiveStates(const MixerShape& s, const SelectiveOptions& o)
       : shape_(s),
@@ -91,6 +95,9 @@ class SelectiveStates : public Module {
     if (columns_) sub("columns", *columns_);
   }
   const char* kind() const override { return "SelectiveStates"; }
+  std::string why_not_ragged() const override {
+    return columns_ ? "cross_scan has the columns of a whole patch grid" : "";
+  }
   Shape plan(const Shape& x, Plan& plan) const override {
     const Shape tokens{x[0], x[1], shape_.dim};
     plan.run(in_proj_, tokens);
@@ -101,18 +108,18 @@ class SelectiveStates : public Module {
 
  protected:
   /// x [b,t,h,w] -> [b,t,h,2w].
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), c = shape_.dim, h = shape_.heads, w = shape_.head_dim();
     Tensor both = in_proj_(reshape(x, {b, t, c}));
     Tensor tokens = slice(both, 2, 0, c), gate = silu(slice(both, 2, c, c));
-    Tensor y = along(scan_, row_order_, tokens);
-    if (columns_) y = y + along(*columns_, column_order_, tokens);
+    Tensor y = along(scan_, row_order_, tokens, rows);
+    if (columns_) y = y + along(*columns_, column_order_, tokens, rows);
     return reshape(reshape(y, {b, t, h, 2, w}) * reshape(gate, {b, t, h, 1, w}), {b, t, h, 2 * w});
   }
 
  private:
-  Tensor along(DirectionPair& pair, TokenOrder& order, const Tensor& tokens) {
-    Tensor y = pair(order.arrange(tokens));
+  Tensor along(DirectionPair& pair, TokenOrder& order, const Tensor& tokens, const Sequences& rows) {
+    Tensor y = pair(order.arrange(tokens), rows);
     return order.restore(reshape(y, {y.size(0), y.size(1), 2 * shape_.dim}));
   }
 

@@ -1,6 +1,7 @@
 #include "nn/mixers/matrix_core.h"
 #include "nn/plan.h"
 #include "ops/matrix_scan/op.h"
+#include "ops/ragged.h"
 #include "ops/rms_norm/op.h"
 #include "ops/scan_gates/op.h"
 #include "ops/short_conv/op.h"
@@ -25,7 +26,7 @@ struct StateOptions {
 };
 
 /// `ssm`: two state space layers, one a direction, with all heads of each.
-class StateSpace : public Module {
+class StateSpace : public RaggedCore {
  public:
   StateSpace(const MixerShape& s, const StateOptions& o)
       : shape_(s),
@@ -52,20 +53,21 @@ class StateSpace : public Module {
 
  protected:
   /// x [b,t,h,w] -> [b,t,h,2w].
-  Tensor forward(const Tensor& x) override {
+  Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), d = shape_.dim, h = shape_.heads, w = shape_.head_dim();
     Tensor tokens = reshape(x, {b, t, d});
     const auto zxbc = split(reshape(in_proj_(tokens), {b, t, 2, wide()}), 3, {d, mixed()});
     Tensor z = reshape(zxbc[0], {b, t, 2, h, w});
-    const auto xbc =
-        split(short_conv(zxbc[1], conv_weight_.value(), conv_bias_.value()), 3, {d, state_, state_});
+    const Tensor mixed =
+        as_image(short_conv(as_rows(zxbc[1], rows), conv_weight_.value(), conv_bias_.value(), rows), rows);
+    const auto xbc = split(mixed, 3, {d, state_, state_});
     auto by_head = [&](const Tensor& part, int64_t heads) {
       return reshape(part, {b, t, 2, heads, part.size(3) / heads});
     };
     SoftplusGates gates =
         softplus_gates(reshape(dt_proj_(tokens), {b, t, 2, h}), dt_bias_.value(), a_log_.value());
-    Tensor y = matrix_scan(by_head(xbc[2], 1), by_head(xbc[1], 1), by_head(xbc[0], h), gates.log_decay,
-                           {.scale = gates.scale, .skip = skip_.value()});
+    Tensor y = scan_of(by_head(xbc[2], 1), by_head(xbc[1], 1), by_head(xbc[0], h), gates.log_decay,
+                       {.scale = gates.scale, .skip = skip_.value()}, rows);
     return reshape(rms_norm(y, norm_weight_.value(), z), {b, t, h, 2 * w});
   }
 
