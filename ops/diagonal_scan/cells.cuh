@@ -117,17 +117,16 @@ struct MinLstmCell {
     h += f * sum * (value - h);
     return i * sum;
   }
-  /// da/df = a (1 - a) (1 - s(f)), da/di = -a (1 - a) (1 - s(i)); 1 - s(f) = (F - 1) / F.
+  /// da/df = a (1 - a) (1 - s(f)) = a (F - 1) / (F + I), da/di = -(1 - a) (I - 1) / (F + I).
   template <bool kFast>
   static __device__ __forceinline__ void backward(const float (&p)[3], float before, float dh, float& a,
                                                   float (&g)[3]) {
-    float f, i, sum, value, slope, rf, ri;
+    float f, i, sum, value, slope;
     gates<kFast>(p, f, i, sum, value, slope);
-    rf = reciprocal_of<kFast>(f), ri = reciprocal_of<kFast>(i);
     a = i * sum;
-    const float fresh = f * sum, ga = dh * (before - value) * a * fresh;
-    g[0] = ga * ((f - 1) * rf);
-    g[1] = -ga * ((i - 1) * ri);
+    const float fresh = f * sum, ga = dh * (before - value);
+    g[0] = ga * a * ((f - 1) * sum);
+    g[1] = -ga * fresh * ((i - 1) * sum);
     g[2] = dh * fresh * slope;
   }
 };

@@ -1,5 +1,5 @@
 // One thread a chain or two: neighbouring threads have neighbouring channels, steps are read in groups so
-// that enough loads are under way.
+// that enough loads are under way; backward, which computes more, one group ahead of what is computed.
 #include "ops/diagonal_scan/kernel.h"
 
 #include "core/cuda/launch.h"
@@ -10,8 +10,11 @@ namespace occam::kernels {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kSteps = 6;            // read together
-constexpr int kThreadsWanted = 512;  // on a multiprocessor
+constexpr int kSteps = 6;      // read together
+constexpr int kStepsBack = 2;  // and so many more while these are computed
+template <class T>
+constexpr int kBlocks = sizeof(T) == 2 ? 6 : 4;  // of a multiprocessor
+constexpr int kThreadsWanted = 512;              // on a multiprocessor
 
 template <class T, int kV>
 struct alignas(sizeof(T) * kV) Few {
@@ -61,7 +64,7 @@ __device__ __forceinline__ void load_bias(float (&bias)[3][kV], const T* from, i
 }
 
 template <class Cell, class T, int kV>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     diagonal_scan_fwd_chains(DiagonalScan<T> a, Segments segments, SegmentSums sums, bool sums_only) {
   constexpr bool kFast = sizeof(T) == 2;
   const Place<kV> at(a.s, segments);
@@ -107,7 +110,7 @@ __global__ void __launch_bounds__(kThreads)
 
 /// d = a_{t+1} dh_{t+1} comes in, a_t dh_t goes on: the same recurrence from the other end.
 template <class Cell, class T, int kV>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(kThreads, kBlocks<T>)
     diagonal_scan_bwd_chains(DiagonalScanBackward<T> a, Segments segments, SegmentSums sums, bool sums_only) {
   constexpr bool kFast = sizeof(T) == 2;
   const Place<kV> at(a.s, segments);
@@ -122,21 +125,24 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
       for (int j = 0; j < kV; ++j)
         d[j] = sums.product[k * chains + at.chain + j] * d[j] + sums.state[k * chains + at.chain + j];
-  for (int64_t end = at.last; end > at.first; end -= kSteps) {
-    Few<T, kV> in[kSteps][Cell::kParts], gy[kSteps], y[kSteps];
+  constexpr int kGy = Cell::kParts, kY = kGy + 1;  // beside the parts
+  Few<T, kV> in[kStepsBack][kY + 1], next[kStepsBack][kY + 1];
+  auto fetch = [&](Few<T, kV>(&to)[kStepsBack][kY + 1], int64_t end) {
 #pragma unroll
-    for (int n = 0; n < kSteps; ++n) {
+    for (int n = 0; n < kStepsBack; ++n) {
       const int64_t p = end - 1 - n, row = at.row + p * at.row_step;
-      if (p >= at.first) {
+      if (p < at.first) continue;
 #pragma unroll
-        for (int i = 0; i < Cell::kParts; ++i)
-          in[n][i] = load<T, kV>(a.part[i] + row * a.stride + at.channel);
-        gy[n] = load<T, kV>(a.gy + row * a.s.w + at.channel);
-        if (p > 0 && !sums_only) y[n] = load<T, kV>(a.y + (row - at.row_step) * a.s.w + at.channel);
-      }
+      for (int i = 0; i < Cell::kParts; ++i) to[n][i] = load<T, kV>(a.part[i] + row * a.stride + at.channel);
+      to[n][kGy] = load<T, kV>(a.gy + row * a.s.w + at.channel);
+      if (p > 0 && !sums_only) to[n][kY] = load<T, kV>(a.y + (row - at.row_step) * a.s.w + at.channel);
     }
+  };
+  fetch(in, at.last);
+  for (int64_t end = at.last; end > at.first; end -= kStepsBack) {
+    fetch(next, end - kStepsBack);
 #pragma unroll
-    for (int n = 0; n < kSteps; ++n) {
+    for (int n = 0; n < kStepsBack; ++n) {
       const int64_t p = end - 1 - n;
       if (p >= at.first) {
         float g[3][kV];
@@ -145,8 +151,8 @@ __global__ void __launch_bounds__(kThreads)
           float v[3], g_of[3], keep;
 #pragma unroll
           for (int i = 0; i < Cell::kParts; ++i) v[i] = to_acc(in[n][i].v[j]) + bias[i][j];
-          const float dh = to_acc(gy[n].v[j]) + d[j];
-          const float before = p > 0 && !sums_only ? to_acc(y[n].v[j]) : 0.0f;
+          const float dh = to_acc(in[n][kGy].v[j]) + d[j];
+          const float before = p > 0 && !sums_only ? to_acc(in[n][kY].v[j]) : 0.0f;
           Cell::template backward<kFast>(v, before, dh, keep, g_of);
           d[j] = keep * dh;
           product[j] *= keep;
@@ -159,6 +165,10 @@ __global__ void __launch_bounds__(kThreads)
             store(a.g_part[i] + (at.row + p * at.row_step) * a.stride + at.channel, g[i]);
       }
     }
+#pragma unroll
+    for (int n = 0; n < kStepsBack; ++n)
+#pragma unroll
+      for (int i = 0; i <= kY; ++i) in[n][i] = next[n][i];
   }
   if (sums_only)
 #pragma unroll
