@@ -117,6 +117,11 @@ __device__ __forceinline__ void stmatrix(uint32_t row, uint32_t r0, uint32_t r1,
                "r"(r1), "r"(r2), "r"(r3)
                : "memory");
 }
+__device__ __forceinline__ void stmatrix_transposed(uint32_t row, const uint32_t (&r)[4]) {
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(row), "r"(r[0]),
+               "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+}
 __device__ __forceinline__ void ldmatrix_at(uint32_t (&r)[4], uint32_t row) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
                : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
@@ -250,6 +255,18 @@ __device__ __forceinline__ void wgmma_registers(float (&d)[32], const uint32_t (
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
       "}, {%32, %33, %34, %35}, b, p, 1, 1, 1;\n}\n"
       : OCCAM_F8(d, 0), OCCAM_F8(d, 8), OCCAM_F8(d, 16), OCCAM_F8(d, 24)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(int(add)));
+}
+
+/// d [64][32] (+)= a b with a from registers and b's steps of the sum along.
+__device__ __forceinline__ void wgmma_registers(float (&d)[16], const uint32_t (&a)[4], uint32_t b,
+                                                bool add) {
+  asm volatile(
+      "{\n" OCCAM_OPERAND("b", "%20") ".reg .pred p;\nsetp.ne.b32 p, %21, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {"
+      "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+      "}, {%16, %17, %18, %19}, b, p, 1, 1, 0;\n}\n"
+      : OCCAM_F8(d, 0), OCCAM_F8(d, 8)
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b), "r"(int(add)));
 }
 

@@ -38,21 +38,23 @@ struct DiagonalScanBackward {
   T* g_part[3] = {};
 };
 
-/// Gates and scan in one: x [b,t,h,64], weights [2,h,parts 64,64], bias [2,h,parts 64], y [b,t,h,2,64].
+/// Gates and scan in one: x [b,t,h,64], weights [2,h,parts 64,64], bias [2,h,parts 64], y [b,t,h,2,64]; where
+/// there is a projection [h,64,128], y = project states + project_bias [h,64] (or null), [b,t,h,64].
 struct HeadScan {
   Cell cell = Cell::min_gru;
   DiagonalScanShape s;
-  const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr;
+  const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr, *project = nullptr, *project_bias = nullptr;
   bf16* y = nullptr;
 };
 
-/// The same and a projection of both directions: y = project [h,64,128] states + project_bias [h,64] (or
-/// null).
-struct HeadProjection {
+/// Without projection: gradients gx of x, and those of the weights and biases, f32 or bf16.
+struct HeadScanBackward {
   Cell cell = Cell::min_gru;
   DiagonalScanShape s;
-  const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr, *project = nullptr, *project_bias = nullptr;
-  bf16* y = nullptr;  // [b,t,h,64]
+  const bf16 *x = nullptr, *weight = nullptr, *bias = nullptr, *y = nullptr, *gy = nullptr;
+  bf16* gx = nullptr;
+  void *g_weight = nullptr, *g_bias = nullptr;
+  bool f32_weight = false, f32_bias = false;
 };
 
 template <class T>
@@ -69,10 +71,10 @@ void diagonal_scan_bwd(const DiagonalScanBackward<T>& a, float* workspace, void*
 
 /// False when the device or the pointers do not allow it (64 wide only): then products and scan run apart.
 bool head_scan_fits(const HeadScan& a);
-int64_t head_scan_workspace(const DiagonalScanShape& s);
+int64_t head_scan_workspace(const HeadScan& a);
 void head_scan_fwd(const HeadScan& a, float* workspace, void* stream);
-/// False as well when there are too few images for a block on every multiprocessor.
-bool head_scan_project_fits(const HeadProjection& a);
-void head_scan_project(const HeadProjection& a, void* stream);
+bool head_scan_fits(const HeadScanBackward& a);
+int64_t head_scan_workspace(const HeadScanBackward& a);
+void head_scan_bwd(const HeadScanBackward& a, float* workspace, void* stream);
 
 }  // namespace occam::kernels

@@ -1,193 +1,224 @@
-// Gates by tensor cores and the scan of what they give, without gates in memory. A block is a (head,
-// direction) and four units (head.cuh); its four warps have 16 channels each, and W stays in registers.
+// Gates by tensor cores and the scan of what they give, without gates in memory, and the projection of both
+// directions' states as well, without those. A block is a head, four units (head.cuh) and one direction, or
+// with the projection one after the other: the first leaves its share of the result in y, the second adds its
+// own. Its four warps have 16 channels each, and the weights stay in registers as left operands.
 #include "core/cuda/launch.h"
 #include "ops/diagonal_scan/head.cuh"
-#include "ops/diagonal_scan/kernel.h"
 
 namespace occam::kernels {
 
 namespace {
 
-constexpr int kThreads = 128;
+enum class Pass { states, project, sums };  // sums: what segments leave for each other, not y
 
-/// Unit u is a segment of an image: positions [first, first + length), length 0 when there is no such unit.
-struct Unit {
-  int64_t image, first;
-  int segment, length;
-};
+constexpr int kAhead = 3;   // stages of x under way
+constexpr int kInputs = 4;  // of x in shared memory: those under way and the one in use
+constexpr int kShares = 8;  // of y: used one step later, and stored after another
+constexpr int kBytes = (kInputs + 2) * kTile, kProjectBytes = kBytes + kShares * kTile;
 
-/// kTiles: products, of two positions each, whose gates are in registers together. kSums: only what segments
-/// leave for each other is computed, not y.
-template <class Cell, int kTiles, int kBlocks, bool kSums>
-__global__ void __launch_bounds__(kThreads, kBlocks)
-    head_scan_fwd_mma(HeadScan a, Segments segments, SegmentSums sums) {
-  extern __shared__ __align__(128) uint8_t stages[];
+#ifdef OCCAM_WARPGROUP
+
+/// The gates of a stage, or a projection: sum[part][column] (+)= left[part] x'.
+template <int kParts>
+__device__ __forceinline__ void products(float (&sum)[kParts][16], const uint32_t (&left)[kParts][4][4],
+                                         uint32_t tile) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kParts; ++i)
+#pragma unroll
+    for (int k = 0; k < 4; ++k) wgmma_registers(sum[i], left[i][k], operand(tile) + k * kStepAlong, k > 0);
+  wgmma_commit();
+}
+
+template <class Cell, Pass kPass>
+__device__ __forceinline__ void head_scan(const HeadScan& a, const Segments& segments,
+                                          const SegmentSums& sums) {
+  extern __shared__ __align__(1024) uint8_t shared[];
   constexpr int kParts = Cell::kParts;
-  const int lane = int(threadIdx.x) % 32, warp = int(threadIdx.x) / 32;
-  const unsigned heads = unsigned(a.s.h), count = unsigned(segments.count);
-  const unsigned group = blockIdx.x / (2 * heads), place = blockIdx.x - group * 2 * heads;
-  const int direction = int(place % 2), head = int(place / 2);
-  const int64_t row_step =
-      direction == 0 ? a.s.h * kWidth : -a.s.h * kWidth;  // of x from position to position
-  // Offset in x of a position of an image.
-  auto x_at = [&](const Unit& unit, int64_t position) {
-    return ((unit.image * a.s.t + (direction == 0 ? 0 : a.s.t - 1)) * a.s.h + head) * kWidth +
-           position * row_step;
-  };
+  constexpr bool kProject = kPass == Pass::project, kSums = kPass == Pass::sums;
+  const int lane = int(threadIdx.x) % 32, warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
+  const unsigned heads = unsigned(a.s.h), group = blockIdx.x / heads;
+  const int head = int(blockIdx.x - group * heads);
+  const uint32_t room = shared_address(shared), columns = room + columns_of(warp);
+  uint8_t* const mine_in =
+      shared + swizzled(int(threadIdx.x) / 8, int(threadIdx.x) % 8);  // of what it copies
+  auto input = [&](int step) { return (step & (kInputs - 1)) * kTile; };
+  auto states = [&](int step) { return (kInputs + (step & 1)) * kTile; };
+  auto share = [&](int step) { return (kInputs + 2 + (step & (kShares - 1))) * kTile; };
 
-  // The block's units one after another; the thread's own two are picked on the way: `mine` in the scan,
-  // `out` when it stores. It copies 16 bytes of one position of each unit.
-  const int copy_position = int(threadIdx.x) / 8, copy_bytes16 = int(threadIdx.x) % 8;
-  const bf16* from[kUnits];
-  int left[kUnits];  // positions of the unit from copy_position on
-  Unit unit{int64_t(group * kUnits / count), 0, int(group * kUnits % count), 0}, mine, out;
-  int longest = 0;
-#pragma unroll
-  for (int u = 0; u < kUnits; ++u) {
-    unit.first = unit.segment * segments.length;
-    unit.length = unit.image < a.s.b ? int(min(segments.length, a.s.t - unit.first)) : 0;
-    if (lane % 4 == u) mine = unit;
-    if (lane / 8 == u) out = unit;
-    from[u] = a.x + x_at(unit, unit.first + copy_position) + copy_bytes16 * 8;
-    left[u] = unit.length - copy_position;
-    longest = max(longest, unit.length);
-    if (++unit.segment == int(count)) unit.segment = 0, ++unit.image;
-  }
-  const int steps = (longest + kPositions - 1) / kPositions;
-  // Stages are asked for one after another.
-  uint8_t* const copied = stages + copy_position * 128 +
-                          ((copy_bytes16 ^ copy_position % 2) << 4);  // of unit 0, whose key is 0 or 1
-  auto copy_stage = [&](int step) {
-    uint8_t* to = copied + step % kStages * kStageBytes;
-#pragma unroll
-    for (int u = 0; u < kUnits; ++u) {
-      // Key 2 u + parity: the difference to unit 0's is 2 u in bits that parity does not touch.
-      uint8_t* place16 = reinterpret_cast<uint8_t*>(reinterpret_cast<uintptr_t>(to) ^ (2 * u << 4));
-      copy_async16(place16 + u * kPositions * 128, left[u] > 0 ? from[u] : a.x, left[u] > 0);
-      from[u] += kPositions * row_step;
-      left[u] -= kPositions;
-    }
-  };
-#pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) {
-    if (i < steps) copy_stage(i);
-    copies_commit();
-  }
-
-  // Weights of the warp's 16 channels as left operands, biases of the lane's two rows.
-  uint32_t weight[kParts][4][4];
-  float bias[kParts][2];
-  const int channel[2] = {warp * 16 + channel_of_row(lane / 4), warp * 16 + channel_of_row(lane / 4 + 8)};
-#pragma unroll
-  for (int i = 0; i < kParts; ++i) {
-    const int64_t row = ((direction * a.s.h + head) * kParts + i) * kWidth;
-    bias[i][0] = to_acc(a.bias[row + channel[0]]), bias[i][1] = to_acc(a.bias[row + channel[1]]);
-    load_left(weight[i], a.weight + (row + warp * 16) * kWidth, kWidth);
-  }
-
-  // The states of the lane's two channels.
+  const Copied copied;
+  const Unit from = unit_of(a.s, segments, group * kUnits + copied.unit),
+             mine = unit_of(a.s, segments, group * kUnits + lane % kUnits);
+  // Nobody asks for the sums of a direction's last segment.
+  const bool spare = kSums && mine.segment == (blockIdx.y == 0 ? int(segments.count) - 1 : 0);
+  const int longest = __reduce_max_sync(0xffffffffu, spare ? 0 : mine.length),
+            steps = (longest + kPositions - 1) / kPositions;
+  const int channel = warp * 16 + lane / 4;
   const int64_t chains = a.s.chains();
-  const int64_t chain = ((mine.image * a.s.h + head) * 2 + direction) * kWidth;
-  float h[2] = {}, product[2] = {1, 1};
-  if (!kSums && mine.length > 0)
-#pragma unroll 1
-    for (int k = 0; k < mine.segment; ++k)
-#pragma unroll
-      for (int c = 0; c < 2; ++c) {
-        const int64_t i = k * chains + chain + channel[c];
-        h[c] = sums.product[i] * h[c] + sums.state[i];
-      }
-  // What it stores: four channels of position (lane / 4) % 2 of every two of `out`.
-  const int out_parity = lane / 4 % 2;
-  bf16* y = a.y + 2 * x_at(out, out.first + out_parity) + direction * kWidth + warp * 16 + 4 * (lane % 4);
-  int out_left = out.length - out_parity;
 
-  for (int step = 0; step < steps; ++step) {
-    copies_wait<kStages - 2>();
-    __syncthreads();
-    if (step + kStages - 1 < steps) copy_stage(step + kStages - 1);
-    copies_commit();
-    const uint8_t* stage = stages + step % kStages * kStageBytes;
+  for (int direction = kProject ? 0 : int(blockIdx.y); direction < (kProject ? 2 : int(blockIdx.y) + 1);
+       ++direction) {
+    const Walk walk(from, direction == 1);
+    Rows x(a.x, walk, copied, a.s.h, head);
+    Rows y(a.y, walk, copied, kProject ? a.s.h : 2 * a.s.h, kProject ? head : 2 * head + direction);
+    Rows other = y;  // the share of direction 0, one stage behind x
+    auto copy_stage = [&](int step) {
+      x.load(mine_in + input(step));
+      if (kProject && direction == 1 && step > 0) other.load(mine_in + share(step - 1));
+      copies_commit();
+    };
+    auto store_stage = [&](int step) {
+      if (!kSums && step >= 0) y.store(mine_in + (kProject ? share(step) : states(step)));
+    };
 #pragma unroll
-    for (int part = 0; part < kPositions / 2 / kTiles; ++part) {
-      float gate[kTiles][kParts][4];
+    for (int i = 0; i < kAhead; ++i) copy_stage(i);
+
+    const int64_t which = direction * a.s.h + head;
+    uint32_t weight[kParts][4][4], project[1][4][4];
+    const Cell cell = load_cell<Cell>(a.bias, which, channel);
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) gates_of_columns(gate[j], stage, part * kTiles + j, weight, bias);
+    for (int i = 0; i < kParts; ++i)
+      load_left(weight[i], a.weight + ((which * kParts + i) * kWidth + warp * 16) * kWidth, kWidth);
+    float start[2] = {};  // the projection's bias
+    if (kProject) {
+      load_left(project[0], a.project + (head * kWidth + warp * 16) * 2 * kWidth + direction * kWidth,
+                2 * kWidth);
+      if (direction == 0 && a.project_bias != nullptr)
 #pragma unroll
-      for (int j = 0; j < kTiles; ++j) {
-        float state[4];
+        for (int c = 0; c < 2; ++c) start[c] = to_acc(a.project_bias[head * kWidth + channel + 8 * c]);
+    }
+
+    // The states of the lane's two channels.
+    const int64_t chain = ((mine.image * a.s.h + head) * 2 + direction) * kWidth + channel;
+    float h[2] = {}, product[2] = {1, 1};
+    if (!kSums && mine.exists) {
+      const int before = direction == 0 ? mine.segment : int(segments.count) - 1 - mine.segment;
+      for (int k = 0; k < before; ++k) {
+        const int64_t i = (direction == 0 ? k : int(segments.count) - 1 - k) * chains + chain;
 #pragma unroll
-        for (int e = 0; e < 4; ++e) {
-          float v[3];
+        for (int c = 0; c < 2; ++c) h[c] = sums.product[i + 8 * c] * h[c] + sums.state[i + 8 * c];
+      }
+    }
+
+    // Step s scans stage s, projects stage s - 1 and stores the stage before that (without projection s - 1).
+    // At both ends products of what is there by chance are made as well and left alone.
+    for (int step = 0; step < steps + int(kProject); ++step) {
+      copies_wait<kAhead - 1>();
+      fence_async();
+      __syncthreads();
+      copy_stage(step + kAhead);
+      store_stage(step - 1 - int(kProject));
+      float result[1][16], gate[kParts][16];
+      if (kProject) products<1>(result, project, room + states(step - 1));
+      products<kParts>(gate, weight, room + input(step));
+      if (kProject) {
+        wgmma_wait<1>();
+        pin(result[0]);
 #pragma unroll
-          for (int i = 0; i < kParts; ++i) v[i] = gate[j][i][e];
-          const float keep = Cell::template step<true>(v, h[e / 2]);
-          if (kSums) product[e / 2] *= keep;
-          state[e] = h[e / 2];
+        for (int pair = 0; pair < 2; ++pair) {
+          const uint32_t at = columns + share(step - 1) + pair * kPair;
+          uint32_t sum[4];
+          if (direction == 1) ldmatrix_transposed_at(sum, at);
+#pragma unroll
+          for (int i = 0; i < 4; ++i) {
+            const float* r = &result[0][8 * pair + 2 * i];
+            if (direction == 0)
+              sum[i] = pack_bf16(r[0] + start[i % 2], r[1] + start[i % 2]);
+            else
+              sum[i] = pack_bf16(r[0] + low(sum[i]), r[1] + high(sum[i]));
+          }
+          stmatrix_transposed(at, sum);
+        }
+      }
+      wgmma_wait<0>();
+#pragma unroll
+      for (int i = 0; i < kParts; ++i) pin(gate[i]);
+#pragma unroll
+      for (int pair = 0; pair < 2; ++pair) {
+        float state[2][4];
+#pragma unroll
+        for (int n = 0; n < 4; ++n) {  // positions
+          const int at = 8 * pair + n / 2 * 4 + n % 2;
+          float p[3][2], keep[2];
+#pragma unroll
+          for (int i = 0; i < kParts; ++i) p[i][0] = gate[i][at], p[i][1] = gate[i][at + 2];
+          const float before[2] = {h[0], h[1]};
+          cell.step(p, h, keep);
+          const bool valid = !kSums || step * kPositions + pair * 4 + n < mine.length;
+#pragma unroll
+          for (int c = 0; c < 2; ++c) {
+            if (kSums) h[c] = valid ? h[c] : before[c], product[c] *= valid ? keep[c] : 1.0f;
+            state[c][n] = h[c];
+          }
         }
         if (kSums) continue;
-        uint2 four;
-        four.x = transposed(pack_bf16(state[0], state[1]));
-        four.y = transposed(pack_bf16(state[2], state[3]));
-        if (out_left > 0) *reinterpret_cast<uint2*>(y) = four;
-        y += 4 * row_step;  // two positions of y, whose rows are twice as long
-        out_left -= 2;
+        const uint32_t four[4] = {pack_bf16(state[0][0], state[0][1]), pack_bf16(state[1][0], state[1][1]),
+                                  pack_bf16(state[0][2], state[0][3]), pack_bf16(state[1][2], state[1][3])};
+        stmatrix_transposed(columns + states(step) + pair * kPair, four);
       }
     }
-  }
-  // Only the last segment of an image may be shorter than its stages, and nothing follows it.
-  if (kSums && mine.length > 0)
+    if (kSums && mine.exists)
 #pragma unroll
-    for (int c = 0; c < 2; ++c) {
-      const int64_t i = mine.segment * chains + chain + channel[c];
-      sums.product[i] = product[c], sums.state[i] = h[c];
-    }
+      for (int c = 0; c < 2; ++c) {
+        const int64_t i = mine.segment * chains + chain + 8 * c;
+        sums.product[i] = product[c], sums.state[i] = h[c];
+      }
+    copies_wait<0>();
+    __syncthreads();
+    store_stage(steps - 1);
+    __syncthreads();  // stages and shares are free, y is written
+  }
 }
+#endif
 
-int64_t blocks_of(const DiagonalScanShape& s, int64_t segments) {
-  return s.h * 2 * div_up<int64_t>(s.b * segments, kUnits);
-}
-
-/// Four blocks fit on a multiprocessor.
-Segments segments_of(const DiagonalScanShape& s) {
-  const int64_t multiprocessors = device_limits().sm_count;
-  if (blocks_of(s, 1) >= multiprocessors) return {1, s.t};
-  return cut(s.t, s.b * s.h * 2, 2 * multiprocessors * kUnits, kPositions);
+template <class Cell, Pass kPass>
+__global__ void __launch_bounds__(kGroup, 3)
+    head_scan_fwd_kernel(HeadScan a, Segments segments, SegmentSums sums) {
+#ifdef OCCAM_WARPGROUP
+  head_scan<Cell, kPass>(a, segments, sums);
+#endif
 }
 
 template <class Cell>
 void launch(const HeadScan& a, float* workspace, void* stream) {
-  constexpr int kTiles = Cell::kParts == 2 ? 4 : 2, kBytes = kStages * kStageBytes;
-  const Segments segments = segments_of(a.s);
+  const bool project = a.project != nullptr;
+  const Segments segments = head_segments(a.s, project ? 1 : 2);
   const SegmentSums sums{workspace, workspace + segments.count * a.s.chains()};
-  const unsigned blocks = grid_of_blocks(blocks_of(a.s, segments.count));
+  const unsigned blocks = grid_of_blocks(a.s.h * div_up<int64_t>(a.s.b * segments.count, kUnits));
   if (segments.count > 1) {
-    head_scan_fwd_mma<Cell, kTiles, 3, true>
-        <<<blocks, kThreads, kBytes, as_stream(stream)>>>(a, segments, sums);
-    check_launch("head_scan_fwd_mma", stream);
+    head_scan_fwd_kernel<Cell, Pass::sums>
+        <<<dim3(blocks, 2), kGroup, kBytes, as_stream(stream)>>>(a, segments, sums);
+    check_launch("head_scan_fwd", stream);
   }
-  head_scan_fwd_mma<Cell, kTiles, 3, false>
-      <<<blocks, kThreads, kBytes, as_stream(stream)>>>(a, segments, sums);
-  check_launch("head_scan_fwd_mma", stream);
+  if (project) {
+    auto kernel = head_scan_fwd_kernel<Cell, Pass::project>;
+    allow_shared(kernel, "head_scan_fwd", kProjectBytes);
+    kernel<<<blocks, kGroup, kProjectBytes, as_stream(stream)>>>(a, segments, sums);
+  } else {
+    head_scan_fwd_kernel<Cell, Pass::states>
+        <<<dim3(blocks, 2), kGroup, kBytes, as_stream(stream)>>>(a, segments, sums);
+  }
+  check_launch("head_scan_fwd", stream);
 }
 
 }  // namespace
 
 bool head_scan_fits(const HeadScan& a) {
-  return device_limits().capability >= 80 && a.cell != Cell::plain && a.s.w == kWidth &&
-         a.s.chains() * a.s.t < int64_t(1) << 40 && aligned16(a.x, a.weight, a.bias, a.y);
+  return device_limits().capability == 90 && a.cell != Cell::plain && a.s.w == kWidth && a.s.b > 0 &&
+         a.s.t > 0 && a.s.chains() * a.s.t < int64_t(1) << 40 &&
+         aligned16(a.x, a.weight, a.bias, a.project, a.y);
 }
 
-int64_t head_scan_workspace(const DiagonalScanShape& s) {
-  const Segments segments = segments_of(s);
-  return segments.count > 1 ? 2 * segments.count * s.chains() : 0;
+int64_t head_scan_workspace(const HeadScan& a) {
+  const Segments segments = head_segments(a.s, a.project != nullptr ? 1 : 2);
+  return segments.count > 1 ? 2 * segments.count * a.s.chains() : 0;
 }
 
 void head_scan_fwd(const HeadScan& a, float* workspace, void* stream) {
   if (a.cell == Cell::min_gru)
-    launch<MinGruCell>(a, workspace, stream);
+    launch<HeadGru>(a, workspace, stream);
   else
-    launch<MinLstmCell>(a, workspace, stream);
+    launch<HeadLstm>(a, workspace, stream);
 }
 
 }  // namespace occam::kernels

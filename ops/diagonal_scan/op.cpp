@@ -191,12 +191,17 @@ struct HeadGatedScanOp {
     Tensor y = empty({x.size(0), x.size(1), s.h, 2 * s.w}, options_of(x));
     c.save({x, w, bias, y, offsets});
     if (y.numel() == 0) return {y};
-    if (!offsets && x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64) {
-      kernels::HeadScan a{kernel_cell(attrs.cell), s, x.data<bf16>(), w.data<bf16>(), bias.data<bf16>(),
-                          y.data<bf16>()};
+    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64) {
+      kernels::HeadScan a{.cell = kernel_cell(attrs.cell),
+                          .s = s,
+                          .x = x.data<bf16>(),
+                          .weight = w.data<bf16>(),
+                          .bias = bias.data<bf16>(),
+                          .y = y.data<bf16>()};
       OCCAM_ON_CUDA(if (kernels::head_scan_fits(a)) {
-        Tensor room = workspace(kernels::head_scan_workspace(s), x);
+        Tensor room = workspace(kernels::head_scan_workspace(a), x);
         kernels::head_scan_fwd(a, room.data<float>(), current_stream(x.device()).handle);
+        if (offsets) clear_unused_rows(y, offsets, s.rows());
         return {y};
       });
     }
@@ -215,6 +220,32 @@ struct HeadGatedScanOp {
     Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), y = c.saved(3), offsets = c.saved(4);
     const DiagonalScanShape s = sizes(x.shape(), w.shape(), offsets, c.attrs<Attrs>());
     const int64_t rows = s.rows(), i = x.size(3), g = w.size(2);
+    Grads grads(4);
+    auto parameter_dtype = [&](size_t n) { return c.grad_dtype_of(n); };
+    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && i == 64 && x.numel() > 0) {
+      for (size_t n = 0; n < 3; ++n)
+        grads[n] = empty(c.shape_of(n), {n == 0 ? x.dtype() : parameter_dtype(n), x.device()});
+      kernels::HeadScanBackward a{.cell = kernel_cell(c.attrs<Attrs>().cell),
+                                  .s = s,
+                                  .x = x.data<bf16>(),
+                                  .weight = w.data<bf16>(),
+                                  .bias = bias.data<bf16>(),
+                                  .y = y.data<bf16>(),
+                                  .gy = gy[0].data<bf16>(),
+                                  .gx = grads[0].data<bf16>(),
+                                  .g_weight = grads[1].data_ptr(),
+                                  .g_bias = grads[2].data_ptr(),
+                                  .f32_weight = grads[1].dtype() == DType::f32,
+                                  .f32_bias = grads[2].dtype() == DType::f32};
+      OCCAM_ON_CUDA(if (kernels::head_scan_fits(a)) {
+        Tensor room = workspace(kernels::head_scan_workspace(a), x);
+        kernels::head_scan_bwd(a, room.data<float>(), current_stream(x.device()).handle);
+        if (offsets) clear_unused_rows(grads[0], offsets, rows);
+        for (size_t n = 0; n < 3; ++n)
+          if (!c.needs(n)) grads[n] = Tensor();
+        return grads;
+      });
+    }
     Tensor gates = products(x, w);  // becomes its own gradient
     dispatch(x, [&]<class T>() {
       kernels::DiagonalScanBackward<T> a{.cell = kernel_cell(c.attrs<Attrs>().cell),
@@ -233,7 +264,6 @@ struct HeadGatedScanOp {
         clear_unused_rows(x, offsets, rows);
       }
     }
-    Grads grads(4);
     if (c.needs(0)) {
       grads[0] = empty_like(x);
       for (int64_t r = 0; r < 2 && x.numel() > 0; ++r)
@@ -253,7 +283,6 @@ struct HeadGatedScanOp {
                        raw::select(gates, 3, r).data_ptr(), raw::select(w, 0, r).data_ptr(),
                        grads[0].data_ptr());
     }
-    auto parameter_dtype = [&](size_t n) { return c.grad_dtype_of(n); };
     if (c.needs(1)) {
       grads[1] = empty(w.shape(), {parameter_dtype(1), x.device()});
       if (rows == 0) grads[1].zero_();
@@ -305,19 +334,21 @@ struct HeadGatedScanProject {
     const Tensor &x = in[0], &w = in[1], &bias = in[2], &project = in[3], &project_bias = in[4],
                  &offsets = in[5];
     const DiagonalScanShape s = HeadGatedScanOp::sizes(x.shape(), w.shape(), offsets, attrs);
-    if (!offsets && x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 &&
-        project.size(1) == 64 && project.size(2) == 128 && x.numel() > 0) {
+    if (x.is_cuda() && x.dtype() == DType::bf16 && s.w == 64 && x.size(3) == 64 && project.size(1) == 64 &&
+        project.size(2) == 128 && x.numel() > 0) {
       Tensor y = empty(x.shape(), options_of(x));
-      kernels::HeadProjection a{kernel_cell(attrs.cell),
-                                s,
-                                x.data<bf16>(),
-                                w.data<bf16>(),
-                                bias.data<bf16>(),
-                                project.data<bf16>(),
-                                project_bias ? project_bias.data<bf16>() : nullptr,
-                                y.data<bf16>()};
-      OCCAM_ON_CUDA(if (kernels::head_scan_project_fits(a)) {
-        kernels::head_scan_project(a, current_stream(x.device()).handle);
+      kernels::HeadScan a{.cell = kernel_cell(attrs.cell),
+                          .s = s,
+                          .x = x.data<bf16>(),
+                          .weight = w.data<bf16>(),
+                          .bias = bias.data<bf16>(),
+                          .project = project.data<bf16>(),
+                          .project_bias = project_bias ? project_bias.data<bf16>() : nullptr,
+                          .y = y.data<bf16>()};
+      OCCAM_ON_CUDA(if (kernels::head_scan_fits(a)) {
+        Tensor room = workspace(kernels::head_scan_workspace(a), x);
+        kernels::head_scan_fwd(a, room.data<float>(), current_stream(x.device()).handle);
+        if (offsets) clear_unused_rows(y, offsets, s.rows());
         return {y};
       });
     }

@@ -28,6 +28,15 @@ Input off_the_kink(const occam::Shape& shape) {
   return input;
 }
 
+/// Biases of gates by head. Of large samples some gate would be near the kink: biases of 3 either way keep
+/// them off. Where that is -3 an error is remembered for 21 steps.
+Input bias_of(int64_t h, int64_t k, int64_t w, bool large) {
+  Input bias = uniform({2, h, k * w}, -1, 1);
+  if (large)
+    bias.value = [k, w](int64_t j, occam::Rng&) { return (j % w >> j / w % k) % 2 == 0 ? 3.0 : -3.0; };
+  return bias;
+}
+
 double sigmoid(double x) { return 1 / (1 + std::exp(-x)); }
 
 /// y(n, token, head, direction, channel) from a and b of the same places.
@@ -259,14 +268,10 @@ OP_SPEC(diagonal_scan) {
     // activation, on the way back they, their gradients and the products are.
     auto head = [&](const char* name, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w) -> Sample& {
       const double scale = 1 / std::sqrt(double(i)), memory = double(std::min<int64_t>(t, w == 64 ? 21 : 4));
-      // Of wide samples some gate would be near the kink: biases of 3 either way keep them off. Where that is
-      // -3 an error is remembered for 21 steps.
-      Input bias = uniform({2, h, k * w}, -1, 1);
-      if (w == 64)
-        bias.value = [k](int64_t j, occam::Rng&) { return (j % 64 >> j / 64 % k) % 2 == 0 ? 3.0 : -3.0; };
       return spec
           .sample(
-              kind + "head-" + name, {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias},
+              kind + "head-" + name,
+              {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias_of(h, k, w, w == 64)},
               [cell](const std::vector<Tensor>& in) {
                 return std::vector{occam::head_gated_scan(in[0], in[1], in[2], cell)};
               },
@@ -292,16 +297,20 @@ OP_SPEC(diagonal_scan) {
     head("35x17x8x64x64", 35, 17, 8, 64, 64).no_gradient();
     head("no-images", 0, 4, 2, 3, 2);
     head("no-tokens", 2, 0, 2, 3, 2);
-    for (const auto& [name, p] : ragged({0})) {
-      const double scale = 1 / std::sqrt(3.0), memory = double(std::min<int64_t>(p.longest, 21));
-      Input bias = uniform({2, 2, k * 2}, -1, 1);  // off the kink, as above
-      bias.value = [](int64_t j, occam::Rng&) { return j % 2 == 0 ? 3.0 : -3.0; };
+    // The last for the fused kernel: a group of units that is not full, one that ends a stage.
+    auto by_head = ragged({0});
+    by_head.push_back({"ragged-64", {{9, 0, 17, 1, 8}, 38, 17, {0}}});
+    for (const auto& [name, p] : by_head) {
+      const bool wide = name == "ragged-64";
+      const int64_t h = wide ? 1 : 2, i = wide ? 64 : 3, w = wide ? 64 : 2;
+      const double scale = 1 / std::sqrt(double(i)), memory = double(std::min<int64_t>(p.longest, 21));
       auto padded = [cell](const std::vector<Tensor>& in) {
         return std::vector{occam::head_gated_scan(in[0], in[1], in[2], cell)};
       };
       Sample& sample = spec.sample(
           kind + "head-" + name,
-          {p.rows(randn({p.n, 2, 3})), uniform({2, 2, k * 2, 3}, -scale, scale), bias, p.offsets()},
+          {p.rows(randn({p.n, h, i})), uniform({2, h, k * w, i}, -scale, scale), bias_of(h, k, w, true),
+           p.offsets()},
           [cell, p = p](const std::vector<Tensor>& in) {
             return std::vector{occam::head_gated_scan(in[0], in[1], in[2], cell, p.sequences(in[3]))};
           },
@@ -310,26 +319,23 @@ OP_SPEC(diagonal_scan) {
             return {naive_gated(gates.size(0), gates.size(1), gates.size(2), gates.size(4) / k, cell,
                                 [&](auto... i) { return gates(i...); })};
           }));
-      sample.conditioned(memory).sum_length(double(std::max<int64_t>(3, p.n))).half_roundings(2 * memory);
+      sample.conditioned(memory).sum_length(double(std::max<int64_t>(i, p.n))).half_roundings(2 * memory);
       if (p.n <= 12) sample.small();
       if (p.used() > 0) sample.same_as(p.alone(padded));
     }
   }
 
-  // Forward in one kernel where no gradient is recorded; the directions meet within a stage of 16 tokens, or
-  // between two (32). The kernel needs a block for every multiprocessor.
+  // Forward in one kernel where no gradient is recorded: whole images, segments of them, a stage that is not
+  // full.
   auto project = [&](const char* name, GatedCell cell, int64_t b, int64_t t, int64_t h, int64_t i, int64_t w,
                      int64_t o, bool with_bias) -> Sample& {
     const int64_t k = occam::gates_of(cell);
     const double scale = 1 / std::sqrt(double(i)), out_scale = 1 / std::sqrt(double(2 * w)),
                  memory = double(std::min<int64_t>(t, w == 64 ? 21 : 4));
-    Input bias = uniform({2, h, k * w}, -1, 1);
-    if (w == 64)
-      bias.value = [k](int64_t j, occam::Rng&) { return (j % 64 >> j / 64 % k) % 2 == 0 ? 3.0 : -3.0; };
     return spec
         .sample(
             std::string("project-") + name,
-            {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias,
+            {randn({b, t, h, i}), uniform({2, h, k * w, i}, -scale, scale), bias_of(h, k, w, w == 64),
              uniform({h, o, 2 * w}, -out_scale, out_scale), with_bias ? uniform({h, o}, -1, 1) : absent()},
             [cell](const std::vector<Tensor>& in) {
               return std::vector{occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4], cell)};
@@ -344,6 +350,7 @@ OP_SPEC(diagonal_scan) {
   project("2x3x1x2x2x2", GatedCell::min_lstm, 2, 3, 1, 2, 2, 2, false).small();
   project("6x16x66x64x64x64", GatedCell::min_gru, 6, 16, 66, 64, 64, 64, true).no_gradient();
   project("2x21x132x64x64x64", GatedCell::min_lstm, 2, 21, 132, 64, 64, 64, false).no_gradient();
+  project("3x43x2x64x64x64", GatedCell::min_gru, 3, 43, 2, 64, 64, 64, true).no_gradient();
   auto project_ragged = [&](const std::string& name, const Packed& p) -> Sample& {
     const double scale = 1 / std::sqrt(3.0), memory = double(std::min<int64_t>(p.longest, 4));
     return spec
@@ -370,7 +377,6 @@ OP_SPEC(diagonal_scan) {
         return std::vector{
             occam::head_gated_scan_project(in[0], in[1], in[2], in[3], in[4], GatedCell::min_gru)};
       }));
-  project("1x32x132x64x64x64", GatedCell::min_gru, 1, 32, 132, 64, 64, 64, true).no_gradient();
 
   spec.bad(
       "longest",
