@@ -10,11 +10,16 @@ namespace occam::kernels {
 namespace {
 
 constexpr int kThreads = 128;
-constexpr int kSteps = 6;      // read together
-constexpr int kStepsBack = 2;  // and so many more while these are computed
+constexpr int kSteps = 6;            // read together
+constexpr int kThreadsWanted = 512;  // on a multiprocessor
 template <class T>
 constexpr int kBlocks = sizeof(T) == 2 ? 6 : 4;  // of a multiprocessor
-constexpr int kThreadsWanted = 512;              // on a multiprocessor
+/// Backward: steps read together, so many more while these are computed. Three gates leave room for less,
+/// with two the compiler does best left alone.
+template <class Cell>
+constexpr int kStepsBack = Cell::kParts == 3 ? 2 : 3;
+template <class Cell, class T>
+constexpr int kBlocksBack = Cell::kParts == 3 ? kBlocks<T> : 0;
 
 template <class T, int kV>
 struct alignas(sizeof(T) * kV) Few {
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 
 /// d = a_{t+1} dh_{t+1} comes in, a_t dh_t goes on: the same recurrence from the other end.
 template <class Cell, class T, int kV>
-__global__ void __launch_bounds__(kThreads, kBlocks<T>)
+__global__ void __launch_bounds__(kThreads, kBlocksBack<Cell, T>)
     diagonal_scan_bwd_chains(DiagonalScanBackward<T> a, Segments segments, SegmentSums sums, bool sums_only) {
   constexpr bool kFast = sizeof(T) == 2;
   const Place<kV> at(a.s, segments);
@@ -125,11 +130,12 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
 #pragma unroll
       for (int j = 0; j < kV; ++j)
         d[j] = sums.product[k * chains + at.chain + j] * d[j] + sums.state[k * chains + at.chain + j];
+  constexpr int kBack = kStepsBack<Cell>;
   constexpr int kGy = Cell::kParts, kY = kGy + 1;  // beside the parts
-  Few<T, kV> in[kStepsBack][kY + 1], next[kStepsBack][kY + 1];
-  auto fetch = [&](Few<T, kV>(&to)[kStepsBack][kY + 1], int64_t end) {
+  Few<T, kV> in[kBack][kY + 1], next[kBack][kY + 1];
+  auto fetch = [&](Few<T, kV>(&to)[kBack][kY + 1], int64_t end) {
 #pragma unroll
-    for (int n = 0; n < kStepsBack; ++n) {
+    for (int n = 0; n < kBack; ++n) {
       const int64_t p = end - 1 - n, row = at.row + p * at.row_step;
       if (p < at.first) continue;
 #pragma unroll
@@ -139,10 +145,10 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
     }
   };
   fetch(in, at.last);
-  for (int64_t end = at.last; end > at.first; end -= kStepsBack) {
-    fetch(next, end - kStepsBack);
+  for (int64_t end = at.last; end > at.first; end -= kBack) {
+    fetch(next, end - kBack);
 #pragma unroll
-    for (int n = 0; n < kStepsBack; ++n) {
+    for (int n = 0; n < kBack; ++n) {
       const int64_t p = end - 1 - n;
       if (p >= at.first) {
         float g[3][kV];
@@ -166,7 +172,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       }
     }
 #pragma unroll
-    for (int n = 0; n < kStepsBack; ++n)
+    for (int n = 0; n < kBack; ++n)
 #pragma unroll
       for (int i = 0; i <= kY; ++i) in[n][i] = next[n][i];
   }
