@@ -82,11 +82,11 @@ __global__ void __launch_bounds__(kScanTiles * 32, 1)
     store_gate(gates[gate_direction],
                next_gate(next_gates[gate_direction], a.scale != nullptr, w, gate_token), gate_direction,
                gate_token);
-    item.advance(windows, heads);
-    if (n + 1 < items) issue(n + 1, item);
     float skip[2] = {};
     if (a.skip != nullptr) skip[0] = a.skip[head], skip[1] = a.skip[s.h + head];
     __syncthreads();
+    item.advance(windows, heads);
+    if (n + 1 < items) issue(n + 1, item);
     if (tile >= w.tiles) continue;
     const bf16 *values = stage(n, 0), *keys = stage(n, layout.keys);
     uint32_t rows[kN / 16][4];

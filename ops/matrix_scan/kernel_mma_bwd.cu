@@ -23,7 +23,8 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   extern __shared__ __align__(1024) unsigned char memory[];
   const BackwardBlock<kN, kBoth> b(a, plan, memory, scratch);
   const MatrixScanShape s = a.s;
-  const ScanWindow w = b.w;
+  const ScanWindow& w = b.w;
+  const ScanView<bf16> gys = gy_view(a);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const int group = b.group, items = b.items, room = b.room;
   const bool connected = plan.connected();
@@ -38,7 +39,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   NextGates& next = *b.next;
   bf16 *q_tile = b.q_tile, *k_tile = b.k_tile, *before = b.before, *after = b.after;
   auto copy_gy = [&](int n, int head, int direction) {
-    copy_rows<kScanWidth>(b.stage(n) + room * kScanWidth, b.gys, s, w, direction, head);
+    copy_rows<kScanWidth>(b.stage(n) + room * kScanWidth, gys, s, w, direction, head);
   };
   auto issue = [&](int n) {
     copy_rows<kScanWidth>(b.stage(n), a.v, s, w, b.own_direction, b.first_head + n);
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
       prefetch_rows(rows_of(a.q, s, there, 0, later_head), a.q.t, there);
       prefetch_rows(rows_of(a.k, s, there, 0, later_head), a.k.t, there);
       prefetch_rows(rows_of(a.v, s, there, 0, later_head), a.v.t, there);
-      prefetch_rows(rows_of(b.gys, s, there, 0, later_head), b.gys.t, there);
+      prefetch_rows(rows_of(gys, s, there, 0, later_head), gys.t, there);
     }
     finish_decays(item - 1);
     const bf16 *values = b.stage(item), *gy = values + room * kScanWidth;

@@ -44,6 +44,12 @@ __device__ __forceinline__ void ldmatrix_transposed_at(uint32_t (&r)[4], uint32_
                : "memory");
 }
 
+/// copy_async16 to an address in shared memory.
+__device__ __forceinline__ void copy_async16_at(uint32_t to, const void* from, bool valid) {
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(valid ? 16 : 0)
+               : "memory");
+}
+
 /// A 16 x kWide operand of a product whose rows are the rows of memory, kWide / 16 fragments.
 template <int kWide>
 __device__ __forceinline__ void load_fragments(uint32_t (&a)[kWide / 16][4], const bf16* tile, int row) {

@@ -44,14 +44,17 @@ struct TileGates {
 /// zero.
 template <int kWide>
 __device__ __forceinline__ void copy_rows(bf16* to, const bf16* from, int64_t stride, const ScanWindow& w) {
-  constexpr int kPieces = kWide / 8;
-  const int piece = int(threadIdx.x) % kPieces, on = int(blockDim.x) / kPieces;
-  int row = int(threadIdx.x) / kPieces;
-  const bf16* at = from + row * stride + piece * 8;
-  const int64_t next = on * stride;
-#pragma unroll 4
-  for (; row < w.tiles * 16; row += on, at += next)
-    copy_async16(to + swizzled_at<kWide>(row, piece), row < w.count ? at : from, row < w.count);
+  constexpr int kPieces = kWide / 8, kRows = 32 / kPieces;  // a warp's at once
+  const int lane = int(threadIdx.x) % 32, piece = lane % kPieces, first = lane / kPieces;
+  const int warps = int(blockDim.x) / 32;
+  for (int tile = int(threadIdx.x) / 32; tile < w.tiles; tile += warps) {
+    int row = tile * 16 + first;
+    const bf16* at = from + row * stride + piece * 8;
+    const uint32_t lane_at = piece_address<kWide>(to, tile * 16, first, piece);
+#pragma unroll
+    for (int i = 0; i < 16; i += kRows, row += kRows, at += kRows * stride)
+      copy_async16_at((lane_at ^ (i & 7) * 16) + i * kWide * 2, row < w.count ? at : from, row < w.count);
+  }
 }
 /// Has the rows [token][64] brought closer, by the first threads of a block.
 __device__ __forceinline__ void prefetch_rows(const bf16* from, int64_t stride, const ScanWindow& w) {

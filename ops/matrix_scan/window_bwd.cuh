@@ -113,7 +113,6 @@ __device__ __forceinline__ float through_of(const bf16* before, const bf16* afte
 template <int kN, bool kBoth>
 struct BackwardBlock {
   ScanWindow w;
-  ScanView<bf16> gys;
   int64_t windows, window_at;  // of an image; this one among those of all images
   int heads_in_all, group, own_direction = 0, first_head, items, room, stage_bytes;
   unsigned char* memory;
@@ -127,7 +126,7 @@ struct BackwardBlock {
 
   __device__ __forceinline__ BackwardBlock(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan,
                                            unsigned char* shared, float* scratch)
-      : gys(gy_view(a)), windows(plan.windows), heads_in_all(int(a.s.h)), memory(shared) {
+      : windows(plan.windows), heads_in_all(int(a.s.h)), memory(shared) {
     const int heads = int(a.s.h / a.s.g);
     int64_t block = blockIdx.x;
     if (kBoth) {

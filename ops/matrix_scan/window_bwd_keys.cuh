@@ -12,6 +12,7 @@ __device__ __forceinline__ void store_key_gradients(const MatrixScanBackward<bf1
                                                     const BackwardBlock<kN, kBoth>& b) {
   const MatrixScanShape& s = a.s;
   const ScanWindow& w = b.w;
+  const ScanView<bf16> gys = gy_view(a);
   const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
   const int64_t width = kBoth ? s.g : 2 * s.g;
 #pragma unroll 1
@@ -36,7 +37,7 @@ __device__ __forceinline__ void store_key_gradients(const MatrixScanBackward<bf1
     }
     if (plan.connected()) {
       const WindowStates states = rows_of_q ? plan.before : plan.after;
-      const ScanView<bf16> view = rows_of_q ? b.gys : a.v;
+      const ScanView<bf16> view = rows_of_q ? gys : a.v;
       auto fetch = [&](int item) {  // states of an item, b.before and b.after in turn
         copy_state<kN>(item % 2 == 0 ? b.before : b.after, states.states, b.line(item));
         copies_commit();
