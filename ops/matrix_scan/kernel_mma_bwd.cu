@@ -5,8 +5,7 @@
 // Connected windows begin with states and end with gradients of states (window.cu); what these add to
 // gradients of q and k is summed over heads or directions at the end as well.
 #include "core/cuda/reduce.cuh"
-#include "ops/matrix_scan/outcome.cuh"
-#include "ops/matrix_scan/window_bwd.cuh"
+#include "ops/matrix_scan/window_bwd_keys.cuh"
 
 namespace occam::kernels {
 
@@ -22,101 +21,63 @@ template <int kN, bool kBoth>
 __global__ void __launch_bounds__(kMostWarps * 32, 1)
     matrix_scan_bwd_window(MatrixScanBackward<bf16, float> a, WindowPlan plan, float* scratch) {
   extern __shared__ __align__(1024) unsigned char memory[];
+  const BackwardBlock<kN, kBoth> b(a, plan, memory, scratch);
   const MatrixScanShape s = a.s;
+  const ScanWindow& w = b.w;
+  const ScanView<bf16> gys = gy_view(a);
   const int warp = int(threadIdx.x) / 32, lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
-  const int64_t heads_of_group = s.h / s.g;
+  const int group = b.group, items = b.items, room = b.room;
   const bool connected = plan.connected();
-
-  int64_t block = blockIdx.x;
-  int64_t group = 0;
-  int own_direction = 0;
-  int first_head = 0, heads = int(heads_of_group);  // that share tiles of gradients
-  if (kBoth) {
-    first_head = int(block % s.h), block /= s.h, heads = 1;
-    group = first_head / heads_of_group;
-  } else {
-    group = block % s.g, block /= s.g;
-    own_direction = int(block % 2), block /= 2;
-    first_head = int(group * heads_of_group);
-  }
-  const int64_t window = block % plan.windows;
-  const ScanWindow w = window_of(s, plan.step, block / plan.windows, window);
-  auto line = [&](int head, int direction) {
-    return ((w.image * 2 + direction) * s.h + head) * plan.windows + window;
-  };
   if (w.count == 0) {
     if (a.gskip != nullptr)
-      for (int i = int(threadIdx.x); i < (kBoth ? 2 : heads); i += int(blockDim.x))
-        a.gskip[((w.image * plan.windows + window) * 2 + (kBoth ? i : own_direction)) * s.h + first_head +
-                (kBoth ? 0 : i)] = 0;
+      for (int i = int(threadIdx.x); i < items; i += int(blockDim.x)) a.gskip[b.of_skip(i)] = 0;
     return;
   }
-  const int tiles = int(plan.step) / 16, room = tiles * 16, items = kBoth ? 2 : heads;
-  const BackwardLayout<kN, kBoth> layout(tiles, connected);
-  const ScanView<bf16> gys = gy_view(a);
-  uint4* scores = reinterpret_cast<uint4*>(memory + layout.scores);
-  uint4* gradients = reinterpret_cast<uint4*>(memory + layout.gradients);
-  TileGates& gates = *reinterpret_cast<TileGates*>(memory + layout.gates);
-  TokenRows& rows = *reinterpret_cast<TokenRows*>(memory + layout.gates + sizeof(TileGates));
-  NextGates& next = *reinterpret_cast<NextGates*>(&rows + 1);
-  // kBoth: v, gy, q, k. Else stages of v, gy; first q in their place, at last q and k.
-  auto stage = [&](int n) { return reinterpret_cast<bf16*>(memory + (kBoth ? 0 : n % 2 * layout.stage)); };
-  bf16* q_tile = reinterpret_cast<bf16*>(memory + (kBoth ? layout.stage : 0));
-  bf16* k_tile = q_tile + room * kN;
-  bf16 *before = reinterpret_cast<bf16*>(memory + layout.states), *after = before + kScanWidth * kN;
-  // What rows have of the state before and columns of the one behind, of all items: for the end.
-  float* factors = scratch + int64_t(blockIdx.x) * items * 3 * room;
-  auto tile_at = [&](int j, int i) {  // of tiles [j][i]
-    if (kBoth) return (j * w.tiles + i) * 32 + lane;
-    if (own_direction == 0) j = w.tiles - 1 - j, i = w.tiles - 1 - i;
-    return (j * (j + 1) / 2 + i) * 32 + lane;
-  };
-  auto my_tile = [&](int n) {  // -1: none
-    const int other = w.tiles - 1 - warp;
-    return n == 0 ? (warp <= other ? warp : -1) : (warp < other ? other : -1);
-  };
-
+  uint4 *scores = b.scores, *gradients = b.gradients;
+  TileGates& gates = *b.gates;
+  TokenRows& rows = *b.rows;
+  NextGates& next = *b.next;
+  bf16 *q_tile = b.q_tile, *k_tile = b.k_tile, *before = b.before, *after = b.after;
   auto copy_gy = [&](int n, int head, int direction) {
-    copy_rows<kScanWidth>(stage(n) + room * kScanWidth, gys, s, w, direction, head);
+    copy_rows<kScanWidth>(b.stage(n) + room * kScanWidth, gys, s, w, direction, head);
   };
   auto issue = [&](int n) {
-    copy_rows<kScanWidth>(stage(n), a.v, s, w, own_direction, first_head + n);
-    copy_gy(n, first_head + n, own_direction);
+    copy_rows<kScanWidth>(b.stage(n), a.v, s, w, b.own_direction, b.first_head + n);
+    copy_gy(n, b.first_head + n, b.own_direction);
     copies_commit();
   };
 
   const int token = int(threadIdx.x);  // that gates are made of by this thread
-  auto head_of = [&](int item) { return first_head + (kBoth ? 0 : item); };
-  auto direction_of = [&](int item) { return kBoth ? item : own_direction; };
   auto copy_gates = [&](int item) {
-    copy_gate(next, a.log_decay, a.scale, s.h, w, direction_of(item), head_of(item), token);
+    copy_gate(next, a.log_decay, a.scale, s.h, w, b.direction_of(item), b.head_of(item), token);
     copies_commit();
   };
   auto finish_decays = [&](int item) {
     if (warp == 0 && item >= 0 && a.glog_decay != nullptr)
-      store_decay_gradients(rows, w, direction_of(item),
-                            a.glog_decay + (w.row * 2 + direction_of(item)) * s.h + head_of(item), 2 * s.h);
+      store_decay_gradients(rows, w, b.direction_of(item),
+                            a.glog_decay + (w.row * 2 + b.direction_of(item)) * s.h + b.head_of(item),
+                            2 * s.h);
   };
 
-  copy_rows<kN>(q_tile, a.q, s, w, own_direction, group);
-  if (kBoth) copy_rows<kN>(k_tile, a.k, s, w, own_direction, group);
+  copy_rows<kN>(q_tile, a.q, s, w, b.own_direction, group);
+  if (kBoth) copy_rows<kN>(k_tile, a.k, s, w, b.own_direction, group);
   copy_gates(0);
   if constexpr (!kBoth) {
     copies_wait<0>();
     __syncthreads();
 #pragma unroll 1
     for (int n = 0; n < 2; ++n) {
-      const int tile = my_tile(n);
+      const int tile = b.my_tile(n);
       if (tile < 0) continue;
       uint32_t keys[kN / 16][4];
-      load_fragments<kN>(keys, rows_of(a.k, s, w, own_direction, group), a.k.t, w.count, tile * 16);
-      const int end = own_direction == 0 ? w.tiles : tile + 1;
-      for (int i = own_direction == 0 ? tile : 0; i < end; ++i) {
+      load_fragments<kN>(keys, rows_of(a.k, s, w, b.own_direction, group), a.k.t, w.count, tile * 16);
+      const int end = b.own_direction == 0 ? w.tiles : tile + 1;
+      for (int i = b.own_direction == 0 ? tile : 0; i < end; ++i) {
         Tile score;
         product_rows<kN>(score, keys, q_tile, i * 16);
         uint32_t packed[4];
         fragment_a(packed, score.v[0], score.v[1]);
-        scores[tile_at(tile, i)] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
+        scores[b.tile_at(tile, i)] = make_uint4(packed[0], packed[1], packed[2], packed[3]);
       }
     }
     __syncthreads();
@@ -126,12 +87,12 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   // kBoth: both directions of the one head; else the heads of the group.
 #pragma unroll 1
   for (int item = 0; item < items; ++item) {
-    const int head = head_of(item), direction = direction_of(item);
+    const int head = b.head_of(item), direction = b.direction_of(item);
     const bool again = kBoth && s.merge && item == 1;  // gy and what follows from it are those of direction 0
     if (kBoth && item == 1 && !s.merge) copy_gy(0, head, 1);
     if (connected) {
-      copy_state<kN>(before, plan.before.states, line(head, direction));
-      copy_state<kN>(after, plan.after.states, line(head, direction));
+      copy_state<kN>(before, plan.before.states, b.line(item));
+      copy_state<kN>(after, plan.after.states, b.line(item));
     }
     copies_commit();
     copies_wait<0>();
@@ -156,14 +117,24 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
       if (!kBoth) issue(item + 1);
       copy_gates(item + 1);
     }
+    if (kBoth && item == 0 && blockIdx.x + plan.at_once < gridDim.x) {
+      // What this multiprocessor is likely to work on next, as far as L2.
+      const int64_t later = blockIdx.x + plan.at_once, of_window = later / s.h;
+      const int later_head = int(later % s.h);
+      const ScanWindow there = window_of(s, plan.step, of_window / plan.windows, of_window % plan.windows);
+      prefetch_rows(rows_of(a.q, s, there, 0, later_head), a.q.t, there);
+      prefetch_rows(rows_of(a.k, s, there, 0, later_head), a.k.t, there);
+      prefetch_rows(rows_of(a.v, s, there, 0, later_head), a.v.t, there);
+      prefetch_rows(rows_of(gys, s, there, 0, later_head), gys.t, there);
+    }
     finish_decays(item - 1);
-    const bf16 *values = stage(item), *gy = values + room * kScanWidth;
+    const bf16 *values = b.stage(item), *gy = values + room * kScanWidth;
     float gskip = 0, leaving = 0;
 #pragma unroll 1
     for (int n = 0; n < 2; ++n) {
-      const int tile = my_tile(n);
+      const int tile = b.my_tile(n);
       if (tile < 0) continue;
-      uint32_t own[kScanWidth / 16][4], keys[kBoth ? kN / 16 : 1][4];
+      uint32_t own[kScanWidth / 16][4], keys[kN / 16][4];
       load_fragments<kScanWidth>(own, values, tile * 16);
       if constexpr (kBoth) load_fragments<kN>(keys, k_tile, tile * 16);
       float sum[8][4] = {}, x_off[2] = {}, x_own[2] = {};  // X = R S / u over columns, and on the diagonal
@@ -180,7 +151,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
           if constexpr (kBoth)
             product_rows<kN>(st[c], keys, q_tile, (i + c * on) * 16);
           else
-            st[c] = unpack_tile(scores[tile_at(tile, i + c * on)]);
+            st[c] = unpack_tile(scores[b.tile_at(tile, i + c * on)]);
         }
 #pragma unroll
         for (int c = 0; c < kCount; ++c) {
@@ -235,7 +206,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
         }
 #pragma unroll
         for (int c = 0; c < kCount; ++c) {
-          uint4& kept = gradients[tile_at(tile, i + c * on)];
+          uint4& kept = gradients[b.tile_at(tile, i + c * on)];
           if (kBoth ? kDiagonal && item == 1 : item > 0) {
             const Tile before = unpack_tile(kept);
 #pragma unroll
@@ -260,19 +231,20 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
         const float after_this[2] = {left[0] * scale[0], left[1] * scale[1]};  // u_j out_j
         float entry = 1;
         for (int i = direction == 0 ? 0 : w.tiles - 1; i != tile; i += on) entry *= gates.total[i];
-        float* factor = factors + item * 3 * room;
+        float* factor = b.factors + item * 3 * room;
         // gv += u out S'_g^T k; what leaves: u out (v . S'_g^T k + k . (S'_g of den)).
         float part[8][4] = {}, dots[2] = {};
-        const bf16* keys_from = rows_of(a.k, s, w, own_direction, group);
+        uint32_t queries[kN / 16][4];
+        if constexpr (kBoth) {
+          load_fragments<kN>(queries, q_tile, tile * 16);
+        } else {
+          load_fragments<kN>(keys, rows_of(a.k, s, w, b.own_direction, group), a.k.t, w.count, tile * 16);
+          load_fragments<kN>(queries, rows_of(a.q, s, w, b.own_direction, group), a.q.t, w.count, tile * 16);
+        }
 #pragma unroll
         for (int k = 0; k < kN / 16; ++k) {
-          uint32_t key[4];
-          if constexpr (kBoth)
-            for (int i = 0; i < 4; ++i) key[i] = keys[k][i];
-          else
-            load_fragment(key, keys_from, a.k.t, w.count, tile * 16, k);
-          product_transposed<kN>(part, key, after, k);
-          if (a.floor != nullptr) dot_rows(dots, key, plan.after.sums + line(head, direction) * kN + k * 16);
+          product_transposed<kN>(part, keys[k], after, k);
+          if (a.floor != nullptr) dot_rows(dots, keys[k], plan.after.sums + b.line(item) * kN + k * 16);
         }
 #pragma unroll
         for (int k = 0; k < 4; ++k) dot_rows(dots, own[k], part[2 * k], part[2 * k + 1]);
@@ -287,16 +259,12 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
 #pragma unroll
           for (int k = 0; k < 4; ++k) sum[j][k] += after_this[k / 2] * part[j][k], part[j][k] = 0;
         // What enters: in (g . S^T q + h q . (S of den)).
-        const bf16* queries_from = rows_of(a.q, s, w, own_direction, group);
         float of_den[2] = {};
         dots[0] = dots[1] = 0;
 #pragma unroll
         for (int k = 0; k < kN / 16; ++k) {
-          uint32_t query[4];
-          load_fragment(query, queries_from, a.q.t, w.count, tile * 16, k);
-          product_transposed<kN>(part, query, before, k);
-          if (a.floor != nullptr)
-            dot_rows(of_den, query, plan.before.sums + line(head, direction) * kN + k * 16);
+          product_transposed<kN>(part, queries[k], before, k);
+          if (a.floor != nullptr) dot_rows(of_den, queries[k], plan.before.sums + b.line(item) * kN + k * 16);
         }
         load_fragments<kScanWidth>(own, gy, tile * 16);
 #pragma unroll
@@ -346,7 +314,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
       gskip = warp_sum(gskip);
       if (lane == 0) rows.gskip[warp] = gskip;
     }
-    if (connected) leaving += through_of<kN>(before, after, gates, w, plan, line(head, direction));
+    if (connected) leaving += through_of<kN>(before, after, gates, w, plan, b.line(item));
     leaving = warp_sum(leaving);
     if (lane == 0) rows.leaving[warp] = leaving;
     __syncthreads();
@@ -354,7 +322,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
     if (a.gskip != nullptr && threadIdx.x == 0) {
       float all = 0;
       for (int i = 0; i < int(blockDim.x) / 32; ++i) all += rows.gskip[i];
-      a.gskip[((w.image * plan.windows + window) * 2 + direction) * s.h + head] = all;
+      a.gskip[b.of_skip(item)] = all;
     }
   }
   __syncthreads();
@@ -364,69 +332,13 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   // gk_j = sum over i of R_ij q_i;  gq_i = sum over j of R_ij k_j. With connected windows also the sums over
   // items of u out S'_g v_j and of in S g_i (and, for dens, of the columns of ones).
   if constexpr (!kBoth) {
-    copy_rows<kN>(q_tile, a.q, s, w, own_direction, group);
-    copy_rows<kN>(k_tile, a.k, s, w, own_direction, group);
+    copy_rows<kN>(q_tile, a.q, s, w, b.own_direction, group);
+    copy_rows<kN>(k_tile, a.k, s, w, b.own_direction, group);
     copies_commit();
     copies_wait<0>();
     __syncthreads();
   }
-  const int64_t width = kBoth ? s.g : 2 * s.g;
-#pragma unroll 1
-  for (int job = 0; job < 4 * (kN / 64); ++job) {
-    const int tile = my_tile(job % 2), column = job / 4 * 64;
-    const bool rows_of_q = job / 2 % 2;
-    bf16* to = rows_of_q ? a.gq : a.gk;
-    if (to == nullptr) continue;
-    float sum[8][4] = {};
-    if (tile >= 0) {
-      // Columns have rows behind them in direction 0; rows have columns before them.
-      const bool upward = kBoth || (own_direction == 0) != rows_of_q, downward = kBoth || !upward;
-      for (int i = downward ? 0 : tile; i < (upward ? w.tiles : tile + 1); ++i) {
-        const uint4 packed = gradients[rows_of_q ? tile_at(i, tile) : tile_at(tile, i)];
-        uint32_t fragment[4] = {packed.x, packed.y, packed.z, packed.w};
-        if (rows_of_q) transpose_operand(fragment);
-        product_columns<kN>(sum, fragment, rows_of_q ? k_tile : q_tile, i * 16, column);
-      }
-    }
-    if (connected)
-#pragma unroll 1
-      for (int item = 0; item < items; ++item) {
-        const int head = first_head + (kBoth ? 0 : item), direction = kBoth ? item : own_direction;
-        const bf16* states = rows_of_q ? plan.before.states : plan.after.states;
-        __syncthreads();
-        copy_state<kN>(before, states, line(head, direction));
-        copies_commit();
-        copies_wait<0>();
-        __syncthreads();
-        if (tile < 0) continue;
-        const float* factor = factors + item * 3 * room + tile * 16 + g;
-        const float *by = factor + (rows_of_q ? 0 : 2 * room),
-                    *by_den = factor + (rows_of_q ? room : 2 * room);
-        const float each[2] = {by[0], by[8]};
-        const bf16* from =
-            rows_of_q ? rows_of(gys, s, w, direction, head) : rows_of(a.v, s, w, direction, head);
-        const int64_t stride = rows_of_q ? gys.t : a.v.t;
-#pragma unroll
-        for (int k = 0; k < kScanWidth / 16; ++k) {
-          uint32_t fragment[4];
-          load_fragment(fragment, from, stride, w.count, tile * 16, k);
-          scale_rows(fragment, each);
-          product_columns<kN>(sum, fragment, before, k * 16, column);
-        }
-        if (a.floor != nullptr) {
-          const float* z =
-              (rows_of_q ? plan.before.sums : plan.after.sums) + line(head, direction) * kN + column + 2 * q;
-          const float of_den[2] = {by_den[0], by_den[8]};
-#pragma unroll
-          for (int j = 0; j < 8; ++j)
-#pragma unroll
-            for (int k = 0; k < 4; ++k) sum[j][k] += of_den[k / 2] * z[j * 8 + k % 2];
-        }
-      }
-    if (tile < 0) continue;
-    to += ((w.row + tile * 16) * width + (kBoth ? 0 : own_direction * s.g) + group) * kN + column;
-    store_rows(to, width * kN, w.count - tile * 16, sum);
-  }
+  store_key_gradients(a, plan, b);
 }
 
 template <int kN, bool kBoth>

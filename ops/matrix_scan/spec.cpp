@@ -148,12 +148,12 @@ OP_SPEC(matrix_scan) {
   // A product over n, one over t, and the sum of up to t decays before its exp, whose error is absolute: of
   // size |sum|, where e^-x x <= 0.4 bounds what is left of it. A decay's gradient sums t^2 weights, each of
   // which is a dot product over p; the suite lengthens sums by outputs over inputs itself.
-  // bf16: y is rounded; on tensor cores also the scores, the weights, and on the way back both again (or,
-  // between windows, states and what meets them). There the gradients of scores are summed over a group's h /
-  // g heads, and rounded each time: after i of m of them when their sum is sqrt(i / m) of all, together
-  // sqrt((m + 1) / 2) roundings. The gradients of a normalised row's weights sum to 0, so that in gq only
-  // what k differs from its mean is left, 0.23 (the spread of uniform numbers in 0.2 .. 1) of terms of size
-  // 0.6: 2.6 times as many roundings.
+  // bf16: y is rounded; on tensor cores also the scores, the weights and, where heads share scores, values
+  // times decays; on the way back scores and weights and the gradients of both (or, between windows, states
+  // and what meets them). Those of scores are summed over a group's h / g heads, and rounded each time: after
+  // i of m of them when their sum is sqrt(i / m) of all, together sqrt((m + 1) / 2) roundings. The gradients
+  // of a normalised row's weights sum to 0, so that in gq only what k differs from its mean is left, 0.23
+  // (the spread of uniform numbers in 0.2 .. 1) of terms of size 0.6: 2.6 times as many roundings.
   auto describe = [](Sample& sample, Sizes s, With w) -> Sample& {
     const double roundings = 3 + std::sqrt((double(s.h / s.g) + 1) / 2);
     return sample.sum_length(double(s.n + s.t + s.p)).half_roundings(w.floor ? roundings * 2.6 : roundings);
@@ -226,7 +226,7 @@ OP_SPEC(matrix_scan) {
   large("1x353x2x2x64x64-both", {1, 353, 2, 2, 64, 64}, {.scale = true, .both = true, .least = -0.02});
   large("1x225x1x2x64x64-normed", {1, 225, 1, 2, 64, 64}, {.floor = true, .least = -0.05});
   large("1x40x1x6x128x64", {1, 40, 1, 6, 128, 64}, {.scale = true, .skip = true});
-  large("1x209x1x12x128x64", {1, 209, 1, 12, 128, 64}, {.scale = true, .skip = true, .least = -0.1});
+  large("1x18x1x12x128x64", {1, 18, 1, 12, 128, 64}, {.scale = true, .skip = true});
   // The same widths, but merged directions of their own: not on tensor cores.
   large("1x40x1x2x64x64-merged-normed", {1, 40, 1, 2, 64, 64}, {.floor = true, .merge = true, .least = -0.1});
   // Sequences in rows of one tensor.

@@ -133,12 +133,12 @@ WindowStates make_states(const Args& a, const WindowPlan& plan, float* scratch, 
 
 WindowPlan window_plan(const MatrixScanShape& s, bool both) {
   WindowPlan plan;
-  plan.both = both;
+  plan.both = both, plan.at_once = device_limits().sm_count;
   const int64_t most = s.t <= kScanWindow ? kScanWindow : kScanLongWindow;
   plan.step = round_up<int64_t>(div_up<int64_t>(s.t, div_up<int64_t>(s.t, most)), 16);
   plan.windows = div_up(s.t, plan.step);
   // All heads of a block share what is loaded once; few images are spread over more blocks.
-  const int64_t heads = both ? s.h : s.h / s.g, blocks = s.b * plan.windows * (both ? 1 : 2 * s.g);
+  const int64_t heads = s.h / s.g, blocks = s.b * plan.windows * 2 * s.g;
   plan.parts = std::clamp<int64_t>(2 * int64_t(device_limits().sm_count) / blocks, 1, heads);
   plan.heads = div_up(heads, plan.parts), plan.parts = div_up(heads, plan.heads);
   return plan;

@@ -12,13 +12,13 @@ struct WindowStates {
   const float* sums = nullptr;  // [lines,windows,n]; null without floor
 };
 
-/// `windows` of `step` tokens; blocks have `heads` heads each, `parts` of them for all heads (of a group).
-/// Lines are [b,2,h].
+/// `windows` of `step` tokens. Lines are [b,2,h].
 struct WindowPlan {
-  /// Blocks go through heads in both directions, which read the same q, k and v; else a block has one
-  /// direction of a group, whose heads share scores.
+  /// A head is worked on in both directions, which read the same q, k and v; else a block has one direction
+  /// of a group, whose heads share scores, forward `heads` of them in each of `parts` blocks.
   bool both = false;
   int64_t windows = 1, step = 0, parts = 1, heads = 1;
+  int64_t at_once = 1;  // multiprocessors
   WindowStates before;  // what each window begins with
   WindowStates after;   // and the gradient of what it ends with
 
@@ -43,6 +43,8 @@ bool reads_both(const Args& a) {
 bool fits_windows(const MatrixScanForward<bf16, float>& a);
 int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a);
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream);
+/// The part of it where both directions read the same, with a plan whose states are there.
+void window_fwd_both(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, void* stream);
 
 /// The same for backward; with both directions in a block gq, gk and gv are [b,t,1,...], summed over the
 /// directions.

@@ -1,5 +1,6 @@
 #pragma once
 // Parts of the backward pass of a window (kernel_mma_bwd.cu) that are of tokens rather than of tiles.
+#include "ops/matrix_scan/outcome.cuh"
 #include "ops/matrix_scan/tile.cuh"
 #include "ops/matrix_scan/window.h"
 
@@ -106,5 +107,73 @@ __device__ __forceinline__ float through_of(const bf16* before, const bf16* afte
   for (int tile = 0; tile < w.tiles; ++tile) total *= gates.total[tile];
   return total * sum;
 }
+
+/// What a block works on, and where it lies. kBoth: both directions of a head are its items; else the heads
+/// of a group in one direction.
+template <int kN, bool kBoth>
+struct BackwardBlock {
+  ScanWindow w;
+  int64_t windows, window_at;  // of an image; this one among those of all images
+  int heads_in_all, group, own_direction = 0, first_head, items, room, stage_bytes;
+  unsigned char* memory;
+  uint4 *scores, *gradients;
+  TileGates* gates;
+  TokenRows* rows;
+  NextGates* next;
+  bf16 *q_tile, *k_tile, *before, *after;
+  float*
+      factors;  // what rows have of the state before and columns of the one behind, of all items: for the end
+
+  __device__ __forceinline__ BackwardBlock(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan,
+                                           unsigned char* shared, float* scratch)
+      : windows(plan.windows), heads_in_all(int(a.s.h)), memory(shared) {
+    const int heads = int(a.s.h / a.s.g);
+    int64_t block = blockIdx.x;
+    if (kBoth) {
+      first_head = int(block % a.s.h), block /= a.s.h, group = first_head / heads, items = 2;
+    } else {
+      group = int(block % a.s.g), block /= a.s.g, own_direction = int(block % 2), block /= 2;
+      first_head = group * heads, items = heads;
+    }
+    window_at = block;
+    w = window_of(a.s, plan.step, block / windows, block % windows);
+    const int tiles = int(plan.step) / 16;
+    const BackwardLayout<kN, kBoth> layout(tiles, plan.connected());
+    room = tiles * 16, stage_bytes = layout.stage;
+    scores = reinterpret_cast<uint4*>(memory + layout.scores);
+    gradients = reinterpret_cast<uint4*>(memory + layout.gradients);
+    gates = reinterpret_cast<TileGates*>(memory + layout.gates);
+    rows = reinterpret_cast<TokenRows*>(gates + 1), next = reinterpret_cast<NextGates*>(rows + 1);
+    q_tile = reinterpret_cast<bf16*>(memory + (kBoth ? layout.stage : 0)), k_tile = q_tile + room * kN;
+    before = reinterpret_cast<bf16*>(memory + layout.states), after = before + kScanWidth * kN;
+    factors = scratch + int64_t(blockIdx.x) * items * 3 * room;
+  }
+  __device__ int head_of(int item) const { return first_head + (kBoth ? 0 : item); }
+  __device__ int direction_of(int item) const { return kBoth ? item : own_direction; }
+  /// Of an item's window among states.
+  __device__ int64_t line(int item) const {
+    return ((w.image * 2 + direction_of(item)) * heads_in_all + head_of(item)) * windows +
+           window_at % windows;
+  }
+  __device__ int64_t of_skip(int item) const {
+    return (window_at * 2 + direction_of(item)) * heads_in_all + head_of(item);
+  }
+  /// kBoth: v, gy, and behind them q, k. Else stages of v, gy; first q in their place, at last q and k.
+  __device__ bf16* stage(int n) const {
+    return reinterpret_cast<bf16*>(memory + (kBoth ? 0 : n % 2 * stage_bytes));
+  }
+  /// Of a lane in tiles [j][i].
+  __device__ int tile_at(int j, int i) const {
+    const int lane = int(threadIdx.x) % 32;
+    if (kBoth) return (j * w.tiles + i) * 32 + lane;
+    if (own_direction == 0) j = w.tiles - 1 - j, i = w.tiles - 1 - i;
+    return (j * (j + 1) / 2 + i) * 32 + lane;
+  }
+  /// A warp's tiles, n = 0 or 1; -1: none.
+  __device__ int my_tile(int n) const {
+    const int warp = int(threadIdx.x) / 32, other = w.tiles - 1 - warp;
+    return n == 0 ? (warp <= other ? warp : -1) : (warp < other ? other : -1);
+  }
+};
 
 }  // namespace occam::kernels
