@@ -60,17 +60,19 @@ __device__ __forceinline__ void write_means(const float* rows, int64_t stride, c
   // NaN when a row was not finite, as for the other keys.
   const double patch_finite = __shfl_sync(0xffffffffu, patch, kEffectiveSupport);
   const double prefix_finite = __shfl_sync(0xffffffffu, prefix, kEffectiveSupport);
-  if (lane >= kStats) return;
   const double all_rows = double(m.t), patch_rows = double(m.t - m.prefix);
   const double nan = __longlong_as_double(0x7ff8000000000000ll);
-  const bool spatial = k == kAttentionDistance || k == kWindowMass3 || k == kWindowMass5;
   double all = patch + prefix;
   if (k == kSinkMassMax) {
     all = isfinite(patch_finite + prefix_finite) ? double(all_most) : nan;
     patch = isfinite(patch_finite) ? double(patch_most) : nan;
   }
-  const double of_patch = patch / (patch_rows - left_out), of_all = spatial ? of_patch : all / all_rows;
-  to[k] = float(of_all);
+  // Half the warp divides for one set of rows, half for the other.
+  const double mean = (lane < kStats ? patch : all) / (lane < kStats ? patch_rows - left_out : all_rows);
+  const double of_all = shuffle_xor(mean, kStats), of_patch = mean;
+  if (lane >= kStats) return;
+  const bool spatial = k == kAttentionDistance || k == kWindowMass3 || k == kWindowMass5;
+  to[k] = float(spatial ? of_patch : of_all);
   to[kStats + k] = m.prefix > 0 ? rows[k] : float(nan);
   to[2 * kStats + k] = float(of_patch);
 }

@@ -160,43 +160,56 @@ __device__ __forceinline__ void raise(Row& r, float shift) {
   r.base += shift;
 }
 
-/// Adds what is linear in the weights e [4 kN] of the 8 kN keys from `key` on. kPrefix: some of them may be
-/// prefix keys.
-template <int kN, bool kPrefix>
-__device__ __forceinline__ void add_linear(const float* e, Row (&row)[2], const WarpRows& at, int key) {
-  const int column = int(threadIdx.x) % 4 * 2;
-  float sum[2] = {};
-  const auto place = [&]<bool kAll>(int n) {
-    const int2 to = *reinterpret_cast<const int2*>(at.offsets + key + n * 8 + column);
+/// Distances of a lane's rows to the 8 kN keys from `key` on, in the order of scores.
+template <int kN>
+struct Distances {
+  float v[4 * kN];
+  __device__ __forceinline__ Distances(const WarpRows& at, int key) {
+    const int2* offsets = reinterpret_cast<const int2*>(at.offsets + key + int(threadIdx.x) % 4 * 2);
 #pragma unroll
-    for (int i = 4 * n; i < 4 * n + 4; ++i) {
-      const int half = i / 2 % 2;
-      Row& r = row[half];
-      const float distance = *reinterpret_cast<const float*>(at.from[half] + (i % 2 == 0 ? to.x : to.y));
-      float patch = e[i];
-      if constexpr (kAll && kPrefix) {
-        const bool of_prefix = key + n * 8 + column + i % 2 < at.prefix;
-        r.prefix += of_prefix ? patch : 0, patch = of_prefix ? 0 : patch;
-      }
-      sum[half] += patch;
-      r.distance = fmaf(patch, distance, r.distance);
-      if constexpr (kAll) {
-        // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
-        r.window3 = fmaf(patch, __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
-        r.window5 = fmaf(patch, __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
-      }
+    for (int n = 0; n < kN; ++n) {
+      const int2 to = offsets[n * 4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i)
+        v[4 * n + i] = *reinterpret_cast<const float*>(at.from[i / 2] + (i % 2 == 0 ? to.x : to.y));
     }
-  };
+  }
+};
+
+/// Adds what is linear in the weights e [4 kN] of the 8 kN keys from `key` on, kN = 1 or even. Only the
+/// first 8 kPrefix may be prefix keys.
+template <int kN, int kPrefix>
+__device__ __forceinline__ void add_linear(const float* e, const Distances<kN>& distances, Row (&row)[2],
+                                           const WarpRows& at, int key) {
   constexpr int kStep = kN < 2 ? kN : 2;  // 16 keys near the warp's rows or not
+  float sum[2] = {};
 #pragma unroll
   for (int n = 0; n < kN; n += kStep) {
     const int begin = key + n * 8;
-    if ((kPrefix && begin < at.prefix) || (begin < at.band_end && begin + 8 * kStep > at.band_begin)) {
+    float patch[4 * kStep];
 #pragma unroll
-      for (int k = n; k < n + kStep; ++k) place.template operator()<true>(k);
-    } else {
+    for (int i = 0; i < 4 * kStep; ++i) patch[i] = e[4 * n + i];
+    if (n < kPrefix && begin < at.prefix) {
 #pragma unroll
-      for (int k = n; k < n + kStep; ++k) place.template operator()<false>(k);
+      for (int i = 0; i < 4 * kStep; ++i)
+        if (begin + i / 4 * 8 + int(threadIdx.x) % 4 * 2 + i % 2 < at.prefix)
+          row[i / 2 % 2].prefix += patch[i], patch[i] = 0;
+    }
+#pragma unroll
+    for (int i = 0; i < 4 * kStep; ++i) {
+      Row& r = row[i / 2 % 2];
+      sum[i / 2 % 2] += patch[i];
+      r.distance = fmaf(patch[i], distances.v[4 * n + i], r.distance);
+    }
+    if (begin < at.band_end && begin + 8 * kStep > at.band_begin) {
+#pragma unroll
+      for (int i = 0; i < 4 * kStep; ++i) {
+        // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
+        const float distance = distances.v[4 * n + i];
+        Row& r = row[i / 2 % 2];
+        r.window3 = fmaf(patch[i], __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
+        r.window5 = fmaf(patch[i], __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
+      }
     }
   }
 #pragma unroll
@@ -239,7 +252,7 @@ __device__ __forceinline__ void first_pass(float* s, Row (&row)[2], const WarpRo
   }
   weigh<kN>(s, row, factor);
   if (key == 0 && int(threadIdx.x) % 4 == 0) row[0].first = s[0], row[1].first = s[2];
-  add_linear<kN, true>(s, row, at, key);
+  add_linear<kN, kN>(s, Distances<kN>(at, key), row, at, key);
 }
 
 /// What the first pass tells of the row that a lane of the quad reports: row g of lanes 0 and 2, g + 8 of
