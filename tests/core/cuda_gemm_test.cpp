@@ -292,7 +292,7 @@ TEST(CudaGemmArguments, ContradictionsAreRefusedBeforeTheGpuIsAsked) {
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "gemm f32 [4,4]x[4,4] -> bf16");
   g.dtype_cd = DType::f32, g.epilogue = GemmEpilogue::bias;
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "bias must be given");
-  g.bias = &x, g.batch = 2, g.stride_d = 16;
+  g.bias = &x, g.batch = 2, g.stride_d = 16, g.epilogue = GemmEpilogue::bias_gradient_a;
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "not a batch");
   g.bias = nullptr, g.epilogue = GemmEpilogue::none, g.stride_d = 0;
   EXPECT_OCCAM_ERROR(gemm(g, nullptr), ErrorKind::shape, "overlap");
