@@ -119,8 +119,22 @@ inline T gelu_slope(T x) {
 /// starts.
 #if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
 #define OCCAM_VECTORIZED __attribute__((target_clones("default", "arch=x86-64-v3", "arch=x86-64-v4")))
+/// Of a function for processors with wide_vectors(): vectors of 64 bytes, where OCCAM_VECTORIZED takes 32.
+#define OCCAM_WIDE __attribute__((target("arch=x86-64-v4,prefer-vector-width=512")))
 #else
 #define OCCAM_VECTORIZED
+#define OCCAM_WIDE
 #endif
+
+inline bool wide_vectors() {
+#if defined(__x86_64__) && defined(__GNUC__) && !defined(__clang__) && !defined(__SANITIZE_ADDRESS__)
+  static const bool all = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                          __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                          __builtin_cpu_supports("avx512vl");
+  return all;
+#else
+  return false;
+#endif
+}
 
 }  // namespace occam

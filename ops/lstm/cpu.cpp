@@ -27,8 +27,9 @@ OCCAM_VECTORIZED void gates_of(Cell cell, const T* z, const T* recurrent, const 
 /// One step of one image: c of the step before in, of this one out (of a GRU: h in f32). z and recurrent as
 /// above; all of a unit in one go, so that their chains of operations overlap.
 template <class T>
-OCCAM_VECTORIZED void step(Cell cell, const T* __restrict z, const T* __restrict recurrent,
-                           const T* __restrict bias, T* __restrict c, T* __restrict h, int64_t w) {
+[[gnu::always_inline]] inline void one_step(Cell cell, const T* __restrict z, const T* __restrict recurrent,
+                                            const T* __restrict bias, T* __restrict c, T* __restrict h,
+                                            int64_t w) {
   auto gate = [&](int64_t j) __attribute__((always_inline)) { return z[j] + recurrent[j] + bias[j]; };
   if (cell == Cell::gru) {
     for (int64_t j = 0; j < w; ++j) {
@@ -42,6 +43,14 @@ OCCAM_VECTORIZED void step(Cell cell, const T* __restrict z, const T* __restrict
     c[j] = sigmoid_of(gate(w + j)) * c[j] + sigmoid_of(gate(j)) * tanh_of(gate(2 * w + j));
     h[j] = sigmoid_of(gate(3 * w + j)) * tanh_of(c[j]);
   }
+}
+template <class T>
+OCCAM_VECTORIZED void step(Cell cell, const T* z, const T* recurrent, const T* bias, T* c, T* h, int64_t w) {
+  one_step(cell, z, recurrent, bias, c, h, w);
+}
+template <class T>
+OCCAM_WIDE void step_wide(Cell cell, const T* z, const T* recurrent, const T* bias, T* c, T* h, int64_t w) {
+  one_step(cell, z, recurrent, bias, c, h, w);
 }
 
 /// The step backwards: gh is the gradient of h_t, gc that of c_t (in) and of c_{t-1} (out); of a GRU, whose c
@@ -152,24 +161,14 @@ template <int kPack, class T>
   }
 }
 template <class T>
-OCCAM_VECTORIZED void times_by_32_bytes(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
-                                        int64_t columns, bool back) {
+OCCAM_VECTORIZED void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
+                                   int64_t columns, bool back) {
   times_matrix<32 / sizeof(T)>(h, matrix, out, images, w, columns, back);
 }
 template <class T>
-OCCAM_VECTORIZED void times_by_64_bytes(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
-                                        int64_t columns, bool back) {
+OCCAM_WIDE void times_states_wide(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
+                                  int64_t columns, bool back) {
   times_matrix<64 / sizeof(T)>(h, matrix, out, images, w, columns, back);
-}
-template <class T>
-void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w, int64_t columns,
-                  bool back) {
-#if defined(__x86_64__)
-  static const bool wide = __builtin_cpu_supports("avx512f");
-#else
-  constexpr bool wide = false;
-#endif
-  (wide ? times_by_64_bytes<T> : times_by_32_bytes<T>)(h, matrix, out, images, w, columns, back);
 }
 
 /// Both biases of a (direction, head) in one.
@@ -205,6 +204,7 @@ template <class T>
 void lstm_fwd_cpu(const LstmForwardCpu<T>& a) {
   const LstmShape s = a.s;
   const int64_t w = s.w;
+  const bool wide = wide_vectors();
   for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
     int64_t which = direction * s.h + head;
     const int64_t columns = (4 * w + kColumns - 1) / kColumns * kColumns;
@@ -224,12 +224,14 @@ void lstm_fwd_cpu(const LstmForwardCpu<T>& a) {
                    a.x + (begin * s.h + head) * a.width, a.w_ih + which * 4 * w * a.width, z.get());
     const T* matrix = transposed(a.w_hh + which * 4 * w * w, w, columns, room);
     for (int64_t n = 0; n < longest(s, first, rows); ++n) {
-      times_states(h.data(), matrix, recurrent.data(), rows, w, columns, n % 2 == 1);
+      (wide ? times_states_wide<T> : times_states<T>)(h.data(), matrix, recurrent.data(), rows, w, columns,
+                                                      n % 2 == 1);
       for (int64_t r = 0; r < rows; ++r) {
         if (n >= s.length(first + r)) continue;
         int64_t row = s.row(first + r, direction, n), out = (row * s.h + head) * 2 * w + direction * w;
         T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        step(s.cell, z.get() + (row - begin) * 4 * w, recurrent.data() + r * columns, bias.data(), cr, hr, w);
+        (wide ? step_wide<T> : step<T>)(s.cell, z.get() + (row - begin) * 4 * w,
+                                        recurrent.data() + r * columns, bias.data(), cr, hr, w);
         std::copy(hr, hr + w, a.y + out);
         if (a.cells != nullptr) std::copy(cr, cr + w, a.cells + out);
       }
