@@ -15,9 +15,9 @@ namespace occam {
 void check_sequences(const char* op, const Sequences& s, const Tensor& x) {
   if (!s) return;
   OCCAM_CHECK(s.offsets.dtype() == DType::i32 && s.offsets.rank() == 1 && s.offsets.numel() > 0 &&
-                  x.rank() > 0 && s.offsets.device() == x.device(),
-              ErrorKind::shape, "{}: offsets are {}, expected i32 [b+1] on {}", op, s.offsets.str(),
-              x.device().str());
+                  s.offsets.is_contiguous() && x.rank() > 0 && s.offsets.device() == x.device(),
+              ErrorKind::shape, "{}: offsets are {}, expected contiguous i32 [b+1] on {}", op,
+              s.offsets.str(), x.device().str());
   OCCAM_CHECK(s.longest >= 0 && s.longest <= INT32_MAX, ErrorKind::shape, "{}: no sequence can have {} rows",
               op, s.longest);
   if (x.is_cuda()) return;

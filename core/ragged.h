@@ -10,7 +10,7 @@ namespace occam {
 /// sequences, one sequence after another: sequence i is rows offsets[i] .. offsets[i+1]. Rows from offsets[b]
 /// on are never read; results have zeros there, in outputs and in gradients. Undefined offsets: not ragged.
 struct Sequences {
-  Tensor offsets;       // i32 [b+1] on the data's device, ascending, offsets[0] = 0, offsets[b] <= n
+  Tensor offsets;  // contiguous i32 [b+1] on the data's device, ascending, offsets[0] = 0, offsets[b] <= n
   int64_t longest = 0;  // no sequence has more rows; known on the host, so that grids need no synchronisation
 
   explicit operator bool() const { return offsets.defined(); }

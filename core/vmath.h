@@ -35,7 +35,8 @@ inline float vexp(float x) {
 
 /// e^x for |x| up to 86, with no case apart: half of vexp's work.
 inline float vexp_near(float x) {
-  float shifted = x * 1.44269504f + 12582912.0f, rounded = shifted - 12582912.0f;
+  // As in vexp, with the exponent's bias in the same sum: the low bits are those of 2^n.
+  float shifted = x * 1.44269504f + 12583039.0f, rounded = shifted - 12583039.0f;
   float r = x - rounded * 0.693359375f;
   r += rounded * 2.12194440e-4f;
   float p = 0.00139485836f;
@@ -45,8 +46,8 @@ inline float vexp_near(float x) {
   p = p * r + 0.5f;
   p = p * r + 1.0f;
   p = p * r + 1.0f;
-  // The low bits of `shifted` are the exponent; all above them leave by the shift.
-  return std::bit_cast<float>(std::bit_cast<int32_t>(p) + (std::bit_cast<int32_t>(shifted) << 23));
+  // All above them leave by the shift. A product, not a sum of bits: NaN times anything is NaN.
+  return p * std::bit_cast<float>(std::bit_cast<int32_t>(shifted) << 23);
 }
 
 /// Below -86, where it is less than 1e-37, it stays there.

@@ -10,6 +10,7 @@ namespace occam {
 /// Direction 0 runs from the first token to the last, direction 1 from the last to the first.
 /// x [b,t,h,i], w_ih [2,h,4w,i], w_hh [2,h,4w,w], b_ih and b_hh [2,h,4w] -> [b,t,h,2w]: the states of
 /// direction 0, then those of direction 1, of every token. Throws Error{shape} when the gate axis is not 4w.
+/// With `rows` [b,t] is [n]: each sequence as if called alone.
 Tensor lstm(const Tensor& x, const Tensor& w_ih, const Tensor& w_hh, const Tensor& b_ih, const Tensor& b_hh,
             const Sequences& rows = {});
 

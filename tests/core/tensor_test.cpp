@@ -232,6 +232,8 @@ TEST(Ragged, Sequences) {
   auto offsets = [](std::vector<int32_t> v) { return from_vector(v); };
   EXPECT_NE(message({from_vector(std::vector<float>{0, 1}), 1}, x).find("op: offsets are f32 [2]"),
             std::string::npos);
+  EXPECT_NE(message({raw::select(zeros({3, 2}, {DType::i32, kCPU}), 1, 0), 0}, x).find("contiguous i32"),
+            std::string::npos);
   EXPECT_NE(message(s, ones({2, 3})).find("op: offsets run from 0 to 3, there are 2 rows"),
             std::string::npos);
   EXPECT_NE(message({offsets({0, 3}), 2}, x).find("sequence 0 has 3 rows, the longest 2"), std::string::npos);

@@ -34,6 +34,14 @@ TEST(Vmath, SigmoidWithinFourUlp) {
   EXPECT_TRUE(std::isnan(vsigmoid(std::nanf(""))));
 }
 
+// Whatever the bits below: memory that nobody wrote may hold any of them.
+TEST(Vmath, NanStaysNan) {
+  for (uint32_t bits : {0x7fc00000u, 0xffc00000u, 0x7fc00001u, 0x7fc000ffu, 0x7fc00100u, 0xffffffffu}) {
+    const float nan = std::bit_cast<float>(bits);
+    for (float y : {vexp(nan), vsigmoid(nan), vtanh(nan), verf(nan)}) EXPECT_TRUE(std::isnan(y)) << bits;
+  }
+}
+
 TEST(Vmath, TanhAndErf) {
   double tanh_worst = 0, erf_worst = 0;
   for (double x = -12; x < 12; x += 0.000171) {

@@ -1,30 +1,17 @@
-#include "nn/mixers/head_rnn.h"
-#include "nn/mixers/skeleton.h"
+#include "nn/mixers/bilstm/core.h"
 
 namespace occam {
 
 namespace {
 
 struct BiGru {
-  struct Options : HiddenOptions {
-    ScanOptions scan;
-
-    template <class V>
-    void visit(V& v) {
-      HiddenOptions::visit(v);
-      scan.visit(v);
-    }
-  };
+  using Options = RnnOptions;
   static constexpr auto about = "one bidirectional GRU a head";
   static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
-    const int64_t k = o.hidden_of(s);
-    return std::make_unique<SkeletonMixer>(
-        "BiGru", s, MixerCore{"rnn", std::make_unique<HeadGru>(s.heads, s.head_dim(), k), 2 * k}, o.scan);
+    return make_rnn<HeadGru>("BiGru", s, o);
   }
   static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
-    const int64_t w = s.head_dim(), k = o.hidden_of(s);
-    return skeleton_ledger(s, t, {HeadGru::params(s.heads, w, k), t * HeadGru::macs(s.heads, w, k), t},
-                           2 * k);
+    return rnn_ledger<HeadGru>(s, t, o);
   }
 };
 
