@@ -144,7 +144,9 @@ struct MatrixScanOp {
                                         const Attrs& attrs) {
     return {occam::rows_of(v, offsets, attrs.longest), q[3], v[3], q[4], v[4], attrs.merge};
   }
-  static bool has_tokens(const kernels::MatrixScanShape& s) { return s.rows() * s.b * s.t * s.h > 0; }
+  static bool has_tokens(const kernels::MatrixScanShape& s) {
+    return s.rows() > 0 && s.b > 0 && s.t > 0 && s.h > 0;
+  }
   /// Rows of numbers side by side. A direction axis without a stride means one direction (view()), so one
   /// that was expanded is written out.
   static Tensor rows(const Tensor& t) {
