@@ -38,4 +38,15 @@ void lines_of_tokens(const T* tokens, T* lines, const LinesShape& s, float scale
 template <class T>
 void tokens_of_lines(const T* lines, T* tokens, const LinesShape& s, float scale, void* stream);
 
+/// heads [b, t, h, outputs] = the tokens of lines [b n, length, 2, h, q] times w [h, outputs, 2 q], and bias
+/// [h, outputs] or null: bf16, both sets of 128 states, outputs a multiple of 64.
+struct GridProject {
+  LinesShape s;
+  int64_t outputs = 0;
+  const bf16 *lines = nullptr, *w = nullptr, *bias = nullptr;
+  bf16* heads = nullptr;
+};
+bool grid_project_fits(const GridProject& a);
+void grid_project(const GridProject& a, void* stream);
+
 }  // namespace occam::kernels

@@ -2,8 +2,12 @@
 
 #include <algorithm>
 
+#include "autograd/node.h"
+#include "core/grad_mode.h"
 #include "ops/grid_lines/kernel.h"
+#include "ops/grouped_linear/op.h"
 #include "ops/op.h"
+#include "ops/view/op.h"
 
 namespace occam {
 namespace {
@@ -152,6 +156,47 @@ struct GridTokens {
   }
 };
 
+/// [b,t,h,s q].
+Tensor tokens_by_head(const Tensor& y, const PatchGrid& grid, Along along) {
+  const Tensor tokens = grid_tokens(y, grid, along);
+  return reshape(tokens, {tokens.size(0), tokens.size(1), tokens.size(2), tokens.size(3) * tokens.size(4)});
+}
+
+struct GridProject {
+  using Attrs = occam::Attrs;
+  static constexpr OpInfo info{.name = "grid_project",
+                               .contract = "y: n l s h q, w: h o i, bias?: h o -> b t h o",
+                               .bound = Bound::compute,
+                               .hint = "i = s q"};
+  static constexpr NonDifferentiable kNoGradient{
+      "with gradients its two ops run apart: backward needs the tokens"};
+
+  static Outs forward(Ctx&, In in, const Attrs& a) {
+    const Tensor &y = in[0], &w = in[1], &bias = in[2];
+    const LinesShape s = GridTokens::shape(y.shape(), a, info.name);
+    OCCAM_CHECK(w.size(2) == y.size(2) * y.size(4), ErrorKind::shape,
+                "grid_project: w {} for {} sets of {} states", w.shape().str(), y.size(2), y.size(4));
+    if (y.is_cuda() && y.dtype() == DType::bf16 && y.numel() > 0) {
+      Tensor heads = empty({s.b, s.tokens(), s.h, w.size(1)}, options_of(y));
+      const kernels::GridProject p{.s = s,
+                                   .outputs = w.size(1),
+                                   .lines = y.data<bf16>(),
+                                   .w = w.data<bf16>(),
+                                   .bias = bias ? bias.data<bf16>() : nullptr,
+                                   .heads = heads.data<bf16>()};
+      OCCAM_ON_CUDA(if (kernels::grid_project_fits(p)) {
+        kernels::grid_project(p, current_stream(y.device()).handle);
+        return {heads};
+      });
+    }
+    return {grouped_linear(tokens_by_head(y, a.grid, a.along), w, bias)};
+  }
+  static Cost cost(Shapes in, DType dtype, const Attrs& a) {
+    const double heads = double(in[0][0] / a.lines() * a.grid.tokens()) * double(in[1][0] * in[1][1]);
+    return {2 * heads * double(in[1][2]), bytes_of(in, dtype) + heads * double(size_of(dtype))};
+  }
+};
+
 }  // namespace
 
 Tensor grid_lines(const Tensor& x, const PatchGrid& grid, Along along) {
@@ -160,6 +205,13 @@ Tensor grid_lines(const Tensor& x, const PatchGrid& grid, Along along) {
 Tensor grid_tokens(const Tensor& y, const PatchGrid& grid, Along along) {
   return apply<GridTokens>({y}, {grid, along})[0];
 }
-OCCAM_REGISTER(grid_lines, GridLines, GridTokens);
+Tensor grid_project(const Tensor& y, const PatchGrid& grid, Along along, const Tensor& w,
+                    const Tensor& bias) {
+  const bool records = requires_grad(y) || requires_grad(w) || (bias && requires_grad(bias));
+  if (records && grad_enabled()) return grouped_linear(tokens_by_head(y, grid, along), w, bias);
+  return apply<GridProject>({y, w, bias}, {grid, along})[0];
+}
+
+OCCAM_REGISTER(grid_lines, GridLines, GridTokens, GridProject);
 
 }  // namespace occam

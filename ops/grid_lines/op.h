@@ -21,4 +21,9 @@ Tensor grid_lines(const Tensor& x, const PatchGrid& grid, Along along);
 /// that it began.
 Tensor grid_tokens(const Tensor& y, const PatchGrid& grid, Along along);
 
+/// grid_tokens, its sets side by side, and a product for each head (grouped_linear): w [h, o, s q], bias
+/// [h, o] or absent -> [b,t,h,o]. Without gradients in one pass where a GPU has it.
+Tensor grid_project(const Tensor& y, const PatchGrid& grid, Along along, const Tensor& w,
+                    const Tensor& bias = {});
+
 }  // namespace occam

@@ -1,6 +1,7 @@
 #include "ops/grid_lines/op.h"
 
 #include "ops/concat/op.h"
+#include "ops/grouped_linear/op.h"
 #include "ops/reduce/op.h"
 #include "ops/slice/op.h"
 #include "ops/spec.h"
@@ -51,6 +52,21 @@ Arrays tokens(const Array& y, const PatchGrid& g, Along along) {
             x(at / n, sets[size_t(set)][size_t(at % n)][size_t(step)], h, set, i) +=
                 y(at, step, set, h, i) / (step < g.prefix ? double(n) : 1.0);
   return {x};
+}
+
+Arrays project(const Arrays& in, const PatchGrid& g, Along along) {
+  const Array x = tokens(in[0], g, along)[0];  // [b,t,h,s,q]
+  Array y({x.size(0), x.size(1), x.size(2), in[1].size(1)});
+  for (int64_t b = 0; b < y.size(0); ++b)
+    for (int64_t t = 0; t < y.size(1); ++t)
+      for (int64_t h = 0; h < y.size(2); ++h)
+        for (int64_t o = 0; o < y.size(3); ++o) {
+          double& sum = y(b, t, h, o);
+          if (!in[2].absent()) sum = in[2](h, o);
+          for (int64_t s = 0; s < x.size(3); ++s)
+            for (int64_t i = 0; i < x.size(4); ++i) sum += x(b, t, h, s, i) * in[1](h, o, s * x.size(4) + i);
+        }
+  return {y};
 }
 
 Tensor lines_by_slices(const Tensor& x, const PatchGrid& g, Along along) {
@@ -130,6 +146,32 @@ OP_SPEC(grid_lines) {
   add("1x1+14x14-both-2x8", 1, {1, 14, 14}, Along::both, 2, 8, false);
   add("1x2+3x4-columns-3x300", 1, {2, 3, 4}, Along::columns, 3, 300, false);
   add("none", 0, {1, 2, 2}, Along::both, 2, 3, false);
+  // On tensor cores with 128 states: tiles of 16 tokens that span images, several prefix tokens in
+  // one, several lines a lane, the last tile cut short.
+  auto with_product = [&](const char* name, int64_t b, PatchGrid g, Along along, int64_t h, int64_t q,
+                          int64_t o, bool bias) -> Sample& {
+    const int64_t n = along == Along::columns ? g.columns : g.rows, l = (g.tokens() - g.prefix) / n,
+                  sets = along == Along::both ? 2 : 1;
+    return spec
+        .sample(
+            name,
+            {randn({b * n, g.prefix + l, sets, h, q}), randn({h, o, sets * q}),
+             bias ? randn({h, o}) : absent()},
+            [=](const std::vector<Tensor>& in) {
+              return std::vector{occam::grid_project(in[0], g, along, in[1], in[2])};
+            },
+            [=](const Arrays& in) { return project(in, g, along); })
+        .sum_length(double(sets * q + n))
+        .same_as([=](const std::vector<Tensor>& in) {
+          Tensor t = occam::grid_tokens(in[0], g, along);
+          return std::vector{
+              occam::grouped_linear(occam::reshape(t, {t.size(0), t.size(1), h, sets * q}), in[1], in[2])};
+        });
+  };
+  with_product("2x1+2x2-project-2x3-5", 2, {1, 2, 2}, Along::both, 2, 3, 5, true).small();
+  with_product("1x0+3x2-project-columns-1x2-1", 1, {0, 3, 2}, Along::columns, 1, 2, 1, false).small();
+  with_product("3x1+3x3-project-2x128-64", 3, {1, 3, 3}, Along::both, 2, 128, 64, true);
+  with_product("1x2+14x14-project-1x128-128", 1, {2, 14, 14}, Along::both, 1, 128, 128, false);
   spec.bad(
       "tokens",
       [] {

@@ -3,16 +3,20 @@
 // a warp first condenses its chunk, the block shares these, and each warp then starts from the sums at its
 // chunk's ends:
 //   1. from the chunk's last token to its first: the sum behind every kSegment-th token, from within the
-//      chunk alone, goes to global memory; the whole chunk as seen from either end to shared memory.
+//      chunk alone, and the whole chunk as seen from either end go to shared memory.
 //   2. each warp adds up the chunks before and behind its own.
 //   3. segment by segment forward: the sums behind each token of the segment in registers, then the outputs.
-// Sums carry their own maximum; exponents are in base 2.
+// Sums carry a maximum of their terms' exponents, in base 2. Inside a segment all terms are over one maximum,
+// so that a token takes one exponential and the recurrences are plain multiply-adds; where decay or bonus of
+// a channel are too strong for that (kSteepest), its warp keeps a maximum for each token. Forward reads k and
+// v twice: where they fit, a block first brings them to shared memory.
 #include <algorithm>
 
-#include "core/cuda/gelu_fast.h"
 #include "core/cuda/launch.h"
 #include "core/cuda/math.cuh"
+#include "core/cuda/mma.cuh"
 #include "ops/wkv/kernel.h"
+#include "ops/wkv/sums.cuh"
 
 namespace occam::kernels {
 
@@ -20,116 +24,100 @@ using namespace cuda;
 
 namespace {
 
+constexpr float kLog2e = 1.44269504f;
 constexpr int kLanes = 32, kMaxWarps = 16;
 constexpr int kChunk = 24;  // tokens of a warp, until there are kMaxWarps of them
-constexpr float kLog2e = 1.44269504f;
-constexpr float kNothing = -1e30f;  // maximum of no terms: finite, so that differences are numbers
 constexpr int kReduceWarps = 8;
-
-/// Two sums with maxima a and b under one maximum: one of the factors is 1.
-struct Factors {
-  float a, b, max;
-  __device__ Factors(float max_a, float max_b) {
-    const float e = exp2_of(-fabsf(max_a - max_b));
-    const bool first = max_a >= max_b;
-    a = first ? 1 : e, b = first ? e : 1, max = first ? max_a : max_b;
-  }
-};
-
-/// sum of 2^(k - w distance) (v, 1), divided by 2^max.
-struct Average {
-  static constexpr int kFloats = 3, kSegment = 8;
-  float num = 0, den = 0, max = kNothing;
-
-  /// One token further away, and a token at distance 0 joins.
-  __device__ void join(float w, float k, float v) {
-    const Factors f(max - w, k);
-    num = f.a * num + f.b * v, den = f.a * den + f.b, max = f.max;
-  }
-  /// The terms of `far`, all of them `distance` further away.
-  __device__ void join_all(const Average& far, float w, float distance) {
-    const Factors f(max, far.max - w * distance);
-    num = f.a * num + f.b * far.num, den = f.a * den + f.b * far.den, max = f.max;
-  }
-  __device__ void put(float* at, int64_t stride) const {
-    at[0] = num, at[stride] = den, at[2 * stride] = max;
-  }
-  __device__ void get(const float* at, int64_t stride) {
-    num = at[0], den = at[stride], max = at[2 * stride];
-  }
-};
-
-/// The same for backward: sum of 2^(-log_sum - w distance) (g, -g y) and of these times the distance.
-struct Pull {
-  static constexpr int kFloats = 5, kSegment = 4;
-  float num = 0, den = 0, moment_num = 0, moment_den = 0, max = kNothing;
-
-  __device__ void join(float w, float log_sum, float g, float gy) {
-    const Factors f(max - w, -log_sum);
-    moment_num = f.a * (moment_num + num), moment_den = f.a * (moment_den + den);
-    num = f.a * num + f.b * g, den = f.a * den - f.b * gy, max = f.max;
-  }
-  __device__ void join_all(const Pull& far, float w, float distance) {
-    const Factors f(max, far.max - w * distance);
-    moment_num = f.a * moment_num + f.b * (far.moment_num + distance * far.num);
-    moment_den = f.a * moment_den + f.b * (far.moment_den + distance * far.den);
-    num = f.a * num + f.b * far.num, den = f.a * den + f.b * far.den, max = f.max;
-  }
-  __device__ void put(float* at, int64_t stride) const {
-    at[0] = num, at[stride] = den, at[2 * stride] = moment_num, at[3 * stride] = moment_den;
-    at[4 * stride] = max;
-  }
-  __device__ void get(const float* at, int64_t stride) {
-    num = at[0], den = at[stride], moment_num = at[2 * stride], moment_den = at[3 * stride];
-    max = at[4 * stride];
-  }
-};
 
 /// The part of a thread: its channel, and the tokens [first, last) of its warp in a sequence of `length`.
 struct Place {
-  int64_t channel, base, length, first, last, chunk;  // base: of the sequence's first token
+  int64_t sequence, channel, base;  // base: of the sequence's first token
+  int length, first, last, chunk;
   bool inside;
 
   __device__ explicit Place(const WkvShape& s) {
-    channel = int64_t(blockIdx.y) * kLanes + threadIdx.x;
-    base = s.begin(blockIdx.x) * s.c + channel, length = s.length(blockIdx.x);
-    chunk = div_up<int64_t>(length, blockDim.y);
-    first = min(length, threadIdx.y * chunk), last = min(length, first + chunk);
+    const int64_t groups = div_up<int64_t>(s.c, kLanes);
+    sequence = blockIdx.x / groups, channel = blockIdx.x % groups * kLanes + threadIdx.x;
+    base = s.begin(sequence) * s.c + channel, length = int(s.length(sequence));
+    chunk = div_up(length, int(blockDim.y));
+    first = int(min(int64_t(length), threadIdx.y * int64_t(chunk)));
+    last = length - first < chunk ? length : first + chunk;
     inside = channel < s.c;
   }
   /// One step's part of what is of the whole sequence.
-  __device__ float per_token(float w) const { return w / float(max(length, int64_t(1))); }
-  /// Scratch of this sequence, as large as that of the longest one.
+  __device__ float per_token(float w) const { return w / float(max(length, 1)); }
+};
+
+/// What a channel's recurrences take; `steep` is the same for a warp.
+struct Decay {
+  float w, u, factor;
+  bool steep;
+  template <class T>
+  __device__ Decay(const T* w_of, const T* u_of, const Place& p, int segment)
+      : w(p.inside ? p.per_token(to_acc(w_of[p.channel])) * kLog2e : 0),
+        u(p.inside ? to_acc(u_of[p.channel]) * kLog2e : 0),
+        factor(exp2_of(-w)),
+        steep(__any_sync(0xffffffffu, is_steep(w, u, segment))) {}
+};
+
+/// The sums behind the segments of a block, [warps, segments][kFloats], a channel `stride` from the next.
+struct Ends {
+  float* at;
+  int64_t stride;
+
+  /// In `shared`, or where that is null in global memory, as many for each sequence as the longest has.
   template <class Sum>
-  __device__ float* ends(float* scratch, const WkvShape& s) const {
-    const int64_t segments = div_up<int64_t>(div_up<int64_t>(s.t, blockDim.y), Sum::kSegment);
-    return scratch + int64_t(blockIdx.x) * blockDim.y * segments * Sum::kFloats * s.c;
+  __device__ Ends(Sum, const WkvShape& s, const Place& p, float* shared, float* global)
+      : at(shared + threadIdx.x), stride(kLanes) {
+    if (shared != nullptr) return;
+    const int64_t segments =
+        int64_t(blockDim.y) * div_up<int64_t>(div_up<int64_t>(s.t, blockDim.y), Sum::kSegment);
+    at = global + p.sequence * segments * Sum::kFloats * s.c + p.channel, stride = s.c;
+  }
+  template <class Sum>
+  __device__ float* of(Sum, const Place& p, int n) const {
+    return at + (threadIdx.y * div_up(p.chunk, Sum::kSegment) + n) * Sum::kFloats * stride;
   }
 };
 
 /// Steps 1 and 2: `before` and `behind` become the sums of the chunks on either side. load(segment, first)
-/// fetches the tokens of a segment from `first` on, all at once; join(state, segment, i) takes one of them;
-/// ends [segments][kFloats][c] of this sequence is written.
-template <class Sum, class Segment, class Load, class Join>
-__device__ void gather_sides(const WkvShape& s, const Place& p, float w, float* ends, Load load, Join join,
+/// fetches the tokens of a segment from `first` on, all at once; `ends` is written.
+template <class Sum, class Load>
+__device__ void gather_sides(const WkvShape& s, const Place& p, const Decay& d, const Ends& ends, Load load,
                              Sum& before, Sum& behind) {
   __shared__ float shared[kMaxWarps][2][Sum::kFloats][kLanes];
+  const float w = d.w;
   Sum as_before, as_behind;  // this chunk, seen from the token after it and from the one ahead of it
-  const int segments = int(div_up<int64_t>(p.chunk, Sum::kSegment));
+  const int segments = div_up(p.chunk, Sum::kSegment);
   for (int n = segments - 1; p.inside && n >= 0; --n) {
-    const int64_t first = p.first + n * Sum::kSegment;
-    if (first >= p.last) continue;
-    Segment segment;
-    load(segment, first);
-    as_behind.put(ends + (threadIdx.y * segments + n) * Sum::kFloats * s.c + p.channel, s.c);
+    const int first = p.first + n * Sum::kSegment, count = p.last - first;
+    if (count <= 0) continue;
+    typename Sum::Segment segment;
+    load(segment, first, count);
+    as_behind.put(ends.of(Sum(), p, n), ends.stride);
     Sum here;
+    if (d.steep) {
 #pragma unroll
-    for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) join(here, segment, i);
-    as_before.join_all(here, w, float(max(p.last - first - Sum::kSegment, int64_t(0))));
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) here.join(w, segment, i);
 #pragma unroll
-    for (int i = Sum::kSegment - 1; i >= 0; --i)
-      if (first + i < p.last) join(as_behind, segment, i);
+      for (int i = Sum::kSegment - 1; i >= 0; --i)
+        if (i < count) as_behind.join(w, segment, i);
+    } else {
+      Sum near;
+      float weight[Sum::kSegment];
+      here.max = near.max = peak(segment, kNothing);
+      weights(segment, here.max, weight);
+#pragma unroll
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) here.step(d.factor, weight[i], segment, i);
+#pragma unroll
+      for (int i = Sum::kSegment - 1; i >= 0; --i)
+        if (i < count) near.step(d.factor, weight[i], segment, i);
+      near.join_all(as_behind, w, float(min(count, Sum::kSegment)));
+      as_behind = near;
+    }
+    as_before.join_all(here, w, float(max(count - Sum::kSegment, 0)));
   }
   as_before.put(&shared[threadIdx.y][0][0][threadIdx.x], kLanes);
   as_behind.put(&shared[threadIdx.y][1][0][threadIdx.x], kLanes);
@@ -146,142 +134,217 @@ __device__ void gather_sides(const WkvShape& s, const Place& p, float w, float* 
     Sum chunk;
     chunk.get(&shared[n][1][0][threadIdx.x], kLanes);
     Sum all = chunk;
-    all.join_all(behind, w, float(max(min(p.chunk, p.length - n * p.chunk), int64_t(0))));
+    all.join_all(behind, w, float(max(min(p.chunk, p.length - n * p.chunk), 0)));
     behind = all;
   }
 }
 
 /// The sum behind the last token of segment n: its part inside the chunk, and the chunks behind.
 template <class Sum>
-__device__ Sum segment_end(const WkvShape& s, const Place& p, float w, const float* ends, const Sum& behind,
-                           int n) {
-  const int64_t segments = div_up<int64_t>(p.chunk, Sum::kSegment);
+__device__ Sum segment_end(const Place& p, float w, const Ends& ends, const Sum& behind, int n) {
   Sum sum;
-  sum.get(ends + (threadIdx.y * segments + n) * Sum::kFloats * s.c + p.channel, s.c);
-  const int64_t end = min(p.last, p.first + (n + 1) * Sum::kSegment);
+  sum.get(ends.of(Sum(), p, n), ends.stride);
+  const int end = min(p.last, p.first + (n + 1) * Sum::kSegment);
   sum.join_all(behind, w, float(p.last - end));
   return sum;
 }
 
+/// Floats of dynamic shared memory: ends, and behind them k and v of the block's channels; 0: not there.
+struct Shared {
+  int ends = 0, tile = 0;
+};
+extern __shared__ __align__(16) float shared_memory[];
+
+/// to [length][kLanes] = the block's channels of x.
 template <class T>
-__global__ void __launch_bounds__(kLanes* kMaxWarps, 1) wkv_fwd_chunks(WkvForward<T, float> a) {
+__device__ __forceinline__ void bring(const WkvShape& s, const Place& p, const T* x, T* to) {
+  constexpr int kWide = 16 / int(sizeof(T)), kPieces = kLanes / kWide;
+  const int64_t left = s.c - (p.channel - threadIdx.x);
+  x += p.base - threadIdx.x;
+  for (int e = int(threadIdx.y) * kLanes + int(threadIdx.x); e < p.length * kPieces;
+       e += int(blockDim.y) * kLanes) {
+    const int token = e / kPieces, at = e % kPieces * kWide;
+    copy_async16(to + token * kLanes + at, x + token * s.c + (at < left ? at : 0), at < left);
+  }
+}
+
+/// The sum behind token i of a segment of `count`, made anew for each: steep channels are rare, and keeping
+/// all of them would cost the others registers.
+template <class Sum>
+__device__ __forceinline__ Sum after_token(Sum end, float w, const typename Sum::Segment& x, int i,
+                                           int count) {
+#pragma unroll
+  for (int j = Sum::kSegment - 1; j > i; --j)
+    if (j < count) end.join(w, x, j);
+  return end;
+}
+
+template <class T>
+__global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
+    wkv_fwd_chunks(WkvForward<T, float> a, Shared shared) {
   using Sum = Average;
-  struct Segment {
-    float k[Sum::kSegment], v[Sum::kSegment];
-  };
   const WkvShape& s = a.s;
   const Place p(s);
-  const float w = p.inside ? p.per_token(to_acc(a.w[p.channel])) * kLog2e : 0;
-  const float u = p.inside ? to_acc(a.u[p.channel]) * kLog2e : 0;
-  const int segments = int(div_up<int64_t>(p.chunk, Sum::kSegment));
-  float* ends = p.ends<Sum>(a.scratch, s);
-  auto load = [&](Segment& to, int64_t first) {
-    const T *k = a.k + p.base + first * s.c, *v = a.v + p.base + first * s.c;
+  const Decay d(a.w, a.u, p, Sum::kSegment);
+  const int segments = div_up(p.chunk, Sum::kSegment);
+  const Ends ends(Sum(), s, p, shared.ends > 0 ? shared_memory : nullptr, a.scratch);
+  const T *keys = a.k + p.base, *values = a.v + p.base;
+  int64_t stride = s.c;
+  if (shared.tile > 0) {
+    T* tile = reinterpret_cast<T*>(shared_memory + shared.ends);
+    bring(s, p, a.k, tile), bring(s, p, a.v, tile + s.t * kLanes);
+    copies_commit();
+    copies_wait<0>();
+    __syncthreads();
+    keys = tile + threadIdx.x, values = keys + s.t * kLanes, stride = kLanes;
+  }
+  auto load = [&](Keys& to, int64_t first, int count) {
+    const T *k = keys + first * stride, *v = values + first * stride;
 #pragma unroll
-    for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) to.k[i] = to_acc(k[i * s.c]) * kLog2e, to.v[i] = to_acc(v[i * s.c]);
+    for (int i = 0; i < Sum::kSegment; ++i, k += stride, v += stride) {
+      const bool there = i < count;
+      to.x[i] = there ? to_acc(*k) * kLog2e : kNothing;
+      to.v[i] = there ? to_acc(*v) : 0;
+    }
   };
-  auto join = [&](Sum& sum, const Segment& x, int i) { sum.join(w, x.k[i], x.v[i]); };
   Sum before, behind;
-  gather_sides<Sum, Segment>(s, p, w, ends, load, join, before, behind);
+  gather_sides(s, p, d, ends, load, before, behind);
+  const float bonus = exp2_of(d.u);
   for (int n = 0; p.inside && n < segments; ++n) {
-    const int64_t first = p.first + n * Sum::kSegment;
-    if (first >= p.last) break;
-    Segment x;
-    load(x, first);
-    Sum after[Sum::kSegment], end = segment_end(s, p, w, ends, behind, n);
+    const int first = p.first + n * Sum::kSegment, count = p.last - first;
+    if (count <= 0) break;
+    Keys x;
+    load(x, first, count);
+    Sum end = segment_end(p, d.w, ends, behind, n);
+    auto put = [&](int i, float num, float den, float max) {
+      const int64_t at = p.base + int64_t(first + i) * s.c;
+      const float y = __fdividef(num, den);
+      a.y[at] = from_acc<T>(y);
+      if (a.log_sum != nullptr) a.log_sum[at] = max + log2f(den);
+      if (a.wide_y != nullptr) a.wide_y[at] = y;
+    };
+    if (d.steep) {
 #pragma unroll
-    for (int i = Sum::kSegment - 1; i >= 0; --i)
-      if (first + i < p.last) {
-        after[i] = end;
-        join(end, x, i);
-      }
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) {
+          Sum all = before;
+          all.join_all(after_token(end, d.w, x, i, count), 0, 0);
+          const Factors f(all.max, d.u + x.x[i]);
+          put(i, f.a * all.num + f.b * x.v[i], f.a * all.den + f.b, f.max);
+          before.join(d.w, x, i);
+        }
+    } else {
+      Sum after[Sum::kSegment];
+      float weight[Sum::kSegment], exact = before.max;
+      const float max = peak(x, fmaxf(before.max, end.max));
+      weights(x, max, weight);
+      before.over(max), end.over(max);
 #pragma unroll
-    for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) {
-        Sum all = before;
-        all.join_all(after[i], 0, 0);
-        const Factors f(all.max, u + x.k[i]);
-        const float den = f.a * all.den + f.b;
-        const int64_t at = p.base + (first + i) * s.c;
-        const float y = __fdividef(f.a * all.num + f.b * x.v[i], den);
-        a.y[at] = from_acc<T>(y);
-        if (a.log_sum != nullptr) a.log_sum[at] = f.max + log2f(den);
-        if (a.wide_y != nullptr) a.wide_y[at] = y;
-        join(before, x, i);
-      }
+      for (int i = Sum::kSegment - 1; i >= 0; --i)
+        if (i < count) {
+          after[i] = end;
+          end.step(d.factor, weight[i], x, i);
+        }
+#pragma unroll
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) {
+          const float own = bonus * weight[i];
+          Sum all = before;
+          all.add(after[i]);
+          put(i, all.num + own * x.v[i], all.den + own, max);
+          before.step(d.factor, weight[i], x, i);
+          exact = fmaxf(exact - d.w, x.x[i]);
+        }
+      before.over(exact);
+    }
   }
 }
 
 /// partial [b][2][c]: gradients of w and u of each sequence.
 template <class T>
 __global__ void __launch_bounds__(kLanes* kMaxWarps, 1)
-    wkv_bwd_chunks(WkvBackward<T, float> a, float* partial) {
+    wkv_bwd_chunks(WkvBackward<T, float> a, float* partial, Shared shared) {
   using Sum = Pull;
-  struct Segment {
-    float log_sum[Sum::kSegment], g[Sum::kSegment], y[Sum::kSegment];
-  };
   const WkvShape& s = a.s;
   const Place p(s);
-  const float w = p.inside ? p.per_token(to_acc(a.w[p.channel])) * kLog2e : 0;
-  const float u = p.inside ? to_acc(a.u[p.channel]) * kLog2e : 0;
-  const int segments = int(div_up<int64_t>(p.chunk, Sum::kSegment));
-  float* ends = p.ends<Sum>(a.scratch, s);
-  auto load = [&](Segment& to, int64_t first) {
-    const int64_t at = p.base + first * s.c;
+  const Decay d(a.w, a.u, p, Sum::kSegment);
+  const int segments = div_up(p.chunk, Sum::kSegment);
+  const Ends ends(Sum(), s, p, shared.ends > 0 ? shared_memory : nullptr, a.scratch);
+  auto load = [&](Slopes& to, int64_t first, int count) {
+    int64_t at = p.base + first * s.c;
 #pragma unroll
-    for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) {
-        to.log_sum[i] = a.log_sum[at + i * s.c];
-        to.g[i] = to_acc(a.gy[at + i * s.c]);
-        to.y[i] = a.y[at + i * s.c];
-      }
+    for (int i = 0; i < Sum::kSegment; ++i, at += s.c) {
+      const bool there = i < count;
+      to.x[i] = there ? -a.log_sum[at] : kNothing;
+      to.g[i] = there ? to_acc(a.gy[at]) : 0;
+      to.y[i] = there ? a.y[at] : 0;
+    }
   };
-  auto join = [&](Sum& sum, const Segment& x, int i) { sum.join(w, x.log_sum[i], x.g[i], x.g[i] * x.y[i]); };
   Sum before, behind;
-  gather_sides<Sum, Segment>(s, p, w, ends, load, join, before, behind);
+  gather_sides(s, p, d, ends, load, before, behind);
   float gw = 0, gu = 0;
   for (int n = 0; p.inside && n < segments; ++n) {
-    const int64_t first = p.first + n * Sum::kSegment;
-    if (first >= p.last) break;
-    Segment x;
-    load(x, first);
+    const int first = p.first + n * Sum::kSegment, count = p.last - first;
+    if (count <= 0) break;
+    Slopes x;
+    load(x, first, count);
     float key[Sum::kSegment], value[Sum::kSegment];
 #pragma unroll
     for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) {
-        key[i] = to_acc(a.k[p.base + (first + i) * s.c]) * kLog2e;
-        value[i] = to_acc(a.v[p.base + (first + i) * s.c]);
+      if (i < count) {
+        key[i] = to_acc(a.k[p.base + int64_t(first + i) * s.c]) * kLog2e;
+        value[i] = to_acc(a.v[p.base + int64_t(first + i) * s.c]);
       }
-    Sum after[Sum::kSegment], end = segment_end(s, p, w, ends, behind, n);
+    Sum end = segment_end(p, d.w, ends, behind, n);
+    auto put = [&](int i, const Sum& all) {
+      const float k = key[i], v = value[i], e = exp2_of(d.u + k + x.x[i]);
+      const float weight = exp2_of(all.max + k), own = e * x.g[i] * (v - x.y[i]);
+      gu += own;
+      gw -= weight * (v * all.moment_num + all.moment_den);
+      const int64_t at = p.base + int64_t(first + i) * s.c;
+      a.gv[at] = from_acc<T>(weight * all.num + e * x.g[i]);
+      a.gk[at] = from_acc<T>(weight * (v * all.num + all.den) + own);
+    };
+    if (d.steep) {
 #pragma unroll
-    for (int i = Sum::kSegment - 1; i >= 0; --i)
-      if (first + i < p.last) {
-        after[i] = end;
-        join(end, x, i);
-      }
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) {
+          Sum all = before;
+          all.join_all(after_token(end, d.w, x, i, count), 0, 0);
+          put(i, all);
+          before.join(d.w, x, i);
+        }
+    } else {
+      Sum after[Sum::kSegment];
+      float weight[Sum::kSegment], exact = before.max;
+      const float max = peak(x, fmaxf(before.max, end.max));
+      weights(x, max, weight);
+      before.over(max), end.over(max);
 #pragma unroll
-    for (int i = 0; i < Sum::kSegment; ++i)
-      if (first + i < p.last) {
-        const float k = key[i], v = value[i], e = exp2_of(u + k - x.log_sum[i]);
-        Sum all = before;
-        all.join_all(after[i], 0, 0);
-        const float weight = exp2_of(all.max + k), own = e * x.g[i] * (v - x.y[i]);
-        gu += own;
-        gw -= weight * (v * all.moment_num + all.moment_den);
-        const int64_t at = p.base + (first + i) * s.c;
-        a.gv[at] = from_acc<T>(weight * all.num + e * x.g[i]);
-        a.gk[at] = from_acc<T>(weight * (v * all.num + all.den) + own);
-        join(before, x, i);
-      }
+      for (int i = Sum::kSegment - 1; i >= 0; --i)
+        if (i < count) {
+          after[i] = end;
+          end.step(d.factor, weight[i], x, i);
+        }
+#pragma unroll
+      for (int i = 0; i < Sum::kSegment; ++i)
+        if (i < count) {
+          Sum all = before;
+          all.add(after[i]);
+          put(i, all);
+          before.step(d.factor, weight[i], x, i);
+          exact = fmaxf(exact - d.w, x.x[i]);
+        }
+      before.over(exact);
+    }
   }
   __shared__ float sums[2][kMaxWarps][kLanes];
   sums[0][threadIdx.y][threadIdx.x] = gw, sums[1][threadIdx.y][threadIdx.x] = gu;
   __syncthreads();
   if (!p.inside || threadIdx.y != 0) return;
   for (int k = 1; k < int(blockDim.y); ++k) gw += sums[0][k][threadIdx.x], gu += sums[1][k][threadIdx.x];
-  partial[(int64_t(blockIdx.x) * 2) * s.c + p.channel] = p.per_token(gw);
-  partial[(int64_t(blockIdx.x) * 2 + 1) * s.c + p.channel] = gu;
+  partial[(p.sequence * 2) * s.c + p.channel] = p.per_token(gw);
+  partial[(p.sequence * 2 + 1) * s.c + p.channel] = gu;
 }
 
 /// out [2][c] = sum over sequences of partial.
@@ -303,21 +366,47 @@ int64_t warps_of(const WkvShape& s) {
   return std::clamp<int64_t>(div_up<int64_t>(s.t, kChunk), 1, kMaxWarps);
 }
 
-dim3 grid_of(const WkvShape& s) { return {grid_of_rows(s.b), unsigned(div_up<int64_t>(s.c, kLanes))}; }
+unsigned grid_of(const WkvShape& s) { return grid_of_blocks(s.b * div_up<int64_t>(s.c, kLanes)); }
+
+/// Segments of a block.
+template <class Sum>
+int64_t segments_of(const WkvShape& s) {
+  const int64_t warps = warps_of(s);
+  return warps * div_up<int64_t>(div_up<int64_t>(s.t, warps), Sum::kSegment);
+}
+
+/// Bytes of shared memory that kernels have beside: what chunks share, and the sums of gradients.
+template <class Sum>
+constexpr int64_t kStatic = 8 * (Sum::kFloats + 1) * kMaxWarps* kLanes;
+
+/// As much of shared memory as leaves room for another block; tile: bytes of the inputs that may go there.
+template <class Sum>
+Shared shared_of(const WkvShape& s, int64_t tile) {
+  constexpr int64_t kMost = 80 * 1024;
+  const int64_t ends = segments_of<Sum>(s) * Sum::kFloats * kLanes;
+  if (4 * ends > kMost) return {};
+  return {int(ends), tile > 0 && 4 * ends + tile <= kMost ? int(tile / 4) : 0};
+}
 
 }  // namespace
 
 int64_t wkv_scratch(const WkvShape& s, bool backward) {
-  const int64_t warps = warps_of(s), chunk = div_up<int64_t>(s.t, warps);
-  if (!backward) return s.b * warps * div_up<int64_t>(chunk, Average::kSegment) * Average::kFloats * s.c;
-  return s.b * s.c * (warps * div_up<int64_t>(chunk, Pull::kSegment) * Pull::kFloats + 2);
+  auto floats = [&]<class Sum>(Sum) {
+    return shared_of<Sum>(s, 0).ends > 0 ? 0 : s.b * segments_of<Sum>(s) * Sum::kFloats * s.c;
+  };
+  return backward ? floats(Pull()) + 2 * s.b * s.c : floats(Average());
 }
 
 template <class T>
 void wkv_fwd(const WkvForward<T, float>& a, void* stream_handle) {
   const cudaStream_t stream = as_stream(stream_handle);
-  if (a.s.b * a.s.t * a.s.c == 0) return;
-  wkv_fwd_chunks<<<grid_of(a.s), dim3(kLanes, unsigned(warps_of(a.s))), 0, stream>>>(a);
+  const WkvShape& s = a.s;
+  if (s.b * s.t * s.c == 0) return;
+  const bool packs = s.c % (16 / int64_t(sizeof(T))) == 0 && aligned16(a.k, a.v);
+  const Shared shared = shared_of<Average>(s, packs ? 2 * s.t * kLanes * int64_t(sizeof(T)) : 0);
+  const int64_t bytes = 4 * int64_t(shared.ends + shared.tile);
+  allow_shared(wkv_fwd_chunks<T>, "wkv_fwd_chunks", bytes + kStatic<Average>);
+  wkv_fwd_chunks<<<grid_of(s), dim3(kLanes, unsigned(warps_of(s))), size_t(bytes), stream>>>(a, shared);
   check_launch("wkv_fwd_chunks", stream);
 }
 
@@ -329,7 +418,10 @@ void wkv_bwd(const WkvBackward<T, float>& a, void* stream_handle) {
   float* partial = a.scratch + wkv_scratch(s, true) - s.b * s.c * 2;
   const int64_t sequences = s.t > 0 ? s.b : 0;
   if (sequences > 0) {
-    wkv_bwd_chunks<<<grid_of(s), dim3(kLanes, unsigned(warps_of(s))), 0, stream>>>(a, partial);
+    const Shared shared = shared_of<Pull>(s, 0);
+    allow_shared(wkv_bwd_chunks<T>, "wkv_bwd_chunks", 4 * int64_t(shared.ends) + kStatic<Pull>);
+    wkv_bwd_chunks<<<grid_of(s), dim3(kLanes, unsigned(warps_of(s))), size_t(shared.ends) * 4, stream>>>(
+        a, partial, shared);
     check_launch("wkv_bwd_chunks", stream);
   }
   wkv_bwd_reduce<<<unsigned(div_up<int64_t>(2 * s.c, kLanes)), dim3(kLanes, kReduceWarps), 0, stream>>>(

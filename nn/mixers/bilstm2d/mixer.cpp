@@ -4,6 +4,7 @@
 #include "nn/plan.h"
 #include "ops/concat/op.h"
 #include "ops/grid_lines/op.h"
+#include "ops/grouped_linear/op.h"
 #include "ops/view/op.h"
 
 namespace occam {
@@ -29,6 +30,12 @@ class GridLstm : public HeadLstm {
     return x.with(-1, 4 * hidden_);
   }
   std::string why_not_ragged() const override { return "its core is made for whole images"; }
+  /// forward() and the product behind it.
+  Tensor projected(const Tensor& x, const Tensor& weight, const Tensor& bias) {
+    if (grid_.rows != grid_.columns) return grouped_linear(forward(x, {}), weight, bias);
+    check(x.size(1));
+    return grid_project(states(x, Along::both, 0, 2), grid_, Along::both, weight, bias);
+  }
 
  protected:
   Tensor forward(const Tensor& x, const Sequences&) override {
@@ -67,8 +74,11 @@ struct BiLstm2d {
   static constexpr bool needs_grid = true;
   static std::unique_ptr<TokenMixer> make(const MixerShape& s, const Options& o) {
     const int64_t k = o.hidden_of(s);
+    auto rnn = std::make_unique<GridLstm>(s, k);
+    auto projected = [rnn = rnn.get()](const Tensor& u, const Tensor& weight, const Tensor& bias,
+                                       const Sequences&) { return rnn->projected(u, weight, bias); };
     return std::make_unique<SkeletonMixer>("BiLstm2d", s,
-                                           MixerCore{"rnn", std::make_unique<GridLstm>(s, k), 4 * k});
+                                           MixerCore{"rnn", std::move(rnn), 4 * k, std::move(projected)});
   }
   static MixerLedger ledger(const MixerShape& s, int64_t t, const Options& o) {
     const int64_t w = s.head_dim(), k = o.hidden_of(s);
