@@ -304,8 +304,9 @@ Tensor reshape(const Tensor& t, const Shape& wanted) {
   bool ok = t.numel() > 0;
   while (ok && n >= 0) {
     while (o >= 0 && old[o] == 1) --o;
-    if (shape[n] == 1) {
-      strides[n--] = 1;
+    if (shape[n] == 1) {  // as it would be among packed ones: kernels ask strides for whole 16-byte pieces
+      strides[n] = n + 1 < shape.rank() ? strides[n + 1] * shape[n + 1] : 1;
+      --n;
       continue;
     }
     int64_t step = old_strides[o], chunk = old[o];

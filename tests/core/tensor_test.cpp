@@ -84,6 +84,9 @@ TEST(Tensor, ReshapeKeepsAViewWhereStridesAllow) {
   Tensor split = raw::reshape(columns, {2, 2, 3});
   EXPECT_EQ(split.data_ptr(), a.data_ptr());
   EXPECT_EQ(split.to_vector<float>(), columns.to_vector<float>());
+  // Axes of one element have strides like the others, so that who asks for whole pieces of 8 is not refused.
+  Tensor part = raw::slice(zeros({4, 3, 16}, {DType::f32, kCPU}), 2, 8, 8);
+  EXPECT_EQ(raw::reshape(part, {1, 4, 3, 1, 8, 1}).strides(), (Shape{192, 48, 16, 8, 1, 1}));
   Tensor flat = raw::reshape(columns, {-1});
   EXPECT_NE(flat.data_ptr(), a.data_ptr());
   EXPECT_EQ(flat.to_vector<float>(), columns.to_vector<float>());
