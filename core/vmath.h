@@ -9,6 +9,19 @@
 
 namespace occam {
 
+/// e^(x - n ln 2) for the whole number n next to x / ln 2, so between 2^-1/2 and 2^1/2.
+inline float exp_of_rest(float x, float n) {
+  float r = x - n * 0.693359375f;
+  r += n * 2.12194440e-4f;
+  float p = 0.00139485836f;
+  p = p * r + 0.00837513059f;
+  p = p * r + 0.0416662171f;
+  p = p * r + 0.166664153f;
+  p = p * r + 0.5f;
+  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
 /// e^x; 0 below -87.3, infinity above 88.7 (subnormal results are flushed to 0).
 inline float vexp(float x) {
   float clamped = x < -87.33654f ? -87.33654f : x > 88.8f ? 88.8f : x;
@@ -16,15 +29,7 @@ inline float vexp(float x) {
   float shifted = clamped * 1.44269504f + 12582912.0f;
   int32_t n = std::bit_cast<int32_t>(shifted) - 0x4B400000;
   float rounded = shifted - 12582912.0f;
-  float r = clamped - rounded * 0.693359375f;
-  r += rounded * 2.12194440e-4f;
-  float p = 0.00139485836f;
-  p = p * r + 0.00837513059f;
-  p = p * r + 0.0416662171f;
-  p = p * r + 0.166664153f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  float p = exp_of_rest(clamped, rounded);
   // 2^n in two halves: n may be 128, which one float exponent does not hold.
   int32_t half = n >> 1;
   float scale_a = std::bit_cast<float>((half + 127) << 23),
@@ -37,15 +42,7 @@ inline float vexp(float x) {
 inline float vexp_near(float x) {
   // As in vexp, with the exponent's bias in the same sum: the low bits are those of 2^n.
   float shifted = x * 1.44269504f + 12583039.0f, rounded = shifted - 12583039.0f;
-  float r = x - rounded * 0.693359375f;
-  r += rounded * 2.12194440e-4f;
-  float p = 0.00139485836f;
-  p = p * r + 0.00837513059f;
-  p = p * r + 0.0416662171f;
-  p = p * r + 0.166664153f;
-  p = p * r + 0.5f;
-  p = p * r + 1.0f;
-  p = p * r + 1.0f;
+  float p = exp_of_rest(x, rounded);
   // All above them leave by the shift. A product, not a sum of bits: NaN times anything is NaN.
   return p * std::bit_cast<float>(std::bit_cast<int32_t>(shifted) << 23);
 }

@@ -171,7 +171,7 @@ class ModelTimer {
     std::unique_ptr<Loader> loader;
     if (job_.data) loader = open_loader();
     if (loader && loader->residence().resident)
-      while (loader->next()) {
+      while (!stop_requested() && loader->next()) {
       }  // the first epoch brings the pixels that later ones find
     auto next = [&] {
       std::optional<Batch> batch = loader->next();
