@@ -68,7 +68,9 @@ def row_cells(row, ours, theirs):
     ratio = medians[judged] / ms if judged else None
     must, peak = [], [last.get("peak_gb"), modes[best][-1].get("peak_gb") if best else None]
     if row["must"]:
-        verdict = "" if ratio is None else " met" if ratio >= row["must"] else " **missed**"
+        verdict = " met" if ratio is not None and ratio >= row["must"] else " **missed**"
+        if ratio is None or (row["against"] and judged != row["against"]):
+            verdict = ""  # what it is judged by was not timed
         must.append(f"{row['must']:g}x{' ' + row['against'] if row['against'] else ''}{verdict}")
     if row["must_own"] and "ratio_to_infer" in last:
         own = statistics.median(l["ratio_to_infer"] for l in ours)

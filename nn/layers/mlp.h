@@ -4,10 +4,11 @@
 
 namespace occam {
 
-/// fc2(drop(gelu(fc1(x)))) with exact GELU; hidden width `hidden`.
+/// fc2(drop(gelu(fc1(x)))) with exact GELU; hidden width `hidden`. With `recompute` the hidden layer is not
+/// kept for backward but made again there (where a hook is on one of the layers, it is kept).
 class Mlp : public Module {
  public:
-  Mlp(int64_t dim, int64_t hidden, double dropout = 0);
+  Mlp(int64_t dim, int64_t hidden, double dropout = 0, bool recompute = false);
   const char* kind() const override { return "Mlp"; }
   Shape plan(const Shape& x, Plan& plan) const override;
 
@@ -17,6 +18,7 @@ class Mlp : public Module {
  private:
   Linear fc1_, fc2_;
   Dropout drop1_, drop2_;
+  bool recompute_;
 };
 
 }  // namespace occam

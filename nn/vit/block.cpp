@@ -12,8 +12,9 @@ Block::Block(std::unique_ptr<TokenMixer> mixer, const BlockOptions& options)
       drop_path1_(options.drop_path),
       drop_path2_(options.drop_path),
       norm2_(mixer_->mixer_shape().dim),
-      mlp_(mixer_->mixer_shape().dim, options.mlp_hidden, options.dropout),
-      recompute_(options.recompute) {
+      mlp_(mixer_->mixer_shape().dim, options.mlp_hidden, options.dropout,
+           options.recompute == Recompute::mlps),
+      recompute_(options.recompute == Recompute::blocks) {
   register_parts();
 }
 

@@ -5,11 +5,15 @@
 
 namespace occam {
 
+/// What training does not keep for backward but makes again there: nothing, the MLPs' hidden layers, or all
+/// of a block but its input.
+enum class Recompute { none, mlps, blocks };
+
 struct BlockOptions {
   int64_t mlp_hidden = 0;
   double drop_path = 0;
   double dropout = 0;  // inside the MLP
-  bool recompute = false;
+  Recompute recompute = Recompute::none;
 };
 
 /// Pre-norm transformer block: y = x + path(attn(norm1(x))), then y + path(mlp(norm2(y))). A mixer without a
@@ -25,8 +29,8 @@ class Block : public Module {
   /// The norm before the mixer; null when the mixer has no branch.
   LayerNorm* norm1() { return norm1_.get(); }
   /// The block's work on a stream whose last branch is still to be added, and which is left with the MLP's.
-  /// With `recompute` it keeps the stream alone and runs again in backward (autograd/recompute.h), unless a
-  /// hook is on one of its parts: what a hook takes out could not be run again.
+  /// With Recompute::blocks it keeps the stream alone and runs again in backward (autograd/recompute.h),
+  /// unless a hook is on one of its parts: what a hook takes out could not be run again.
   void advance(Residual& r);
   /// Puts another mixer in place; it takes this block's mode, compute dtype and device, and the values of the
   /// output projection where both have one. Other parameters keep what they have, new ones have no values
@@ -46,7 +50,7 @@ class Block : public Module {
   DropPath drop_path1_, drop_path2_;
   LayerNorm norm2_;
   Mlp mlp_;
-  bool recompute_;
+  bool recompute_;  // as a whole
 };
 
 }  // namespace occam

@@ -86,7 +86,10 @@ const Tensor* find_tensor(const NamedTensors& dict, std::string_view name) {
 bool is_head(std::string_view name) { return name.starts_with("head.") || name.starts_with("head_dist."); }
 
 VitOptions vit_options(const ModelConfig& config) {
-  return {config.drop_path, config.dropout, config.recompute == "blocks"};
+  const Recompute recompute = config.recompute == "mlps"     ? Recompute::mlps
+                              : config.recompute == "blocks" ? Recompute::blocks
+                                                             : Recompute::none;
+  return {config.drop_path, config.dropout, recompute};
 }
 
 std::unique_ptr<VisionTransformer> open_checkpoint(const ModelConfig& config, uint64_t seed) {

@@ -56,10 +56,10 @@ struct ModelConfig {
       Range{0, 0.99});
     v("dropout", dropout, "dropout of embedded tokens and inside the MLPs", Range{0, 0.99});
     v("recompute", recompute,
-      "blocks: training keeps the blocks' inputs only and runs each again in backward, which saves memory "
-      "and "
-      "costs a third more time",
-      Choices{"none", "blocks"});
+      "what training does not keep but makes again in backward, to the same bits; mlps: their hidden layers, "
+      "about "
+      "half of the memory; blocks: all but the blocks' inputs, at a third more time",
+      Choices{"none", "mlps", "blocks"});
     v("replace", replace, "mixers put in place of attention, one mapping or a list");
   }
 };

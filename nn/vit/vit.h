@@ -18,9 +18,9 @@ struct MixerChoice {
 };
 
 struct VitOptions {
-  double drop_path = 0;    // of the last block; rises linearly from 0 at the first
-  double dropout = 0;      // of embedded tokens and inside the MLPs
-  bool recompute = false;  // blocks keep their input only and run again in backward
+  double drop_path = 0;  // of the last block; rises linearly from 0 at the first
+  double dropout = 0;    // of embedded tokens and inside the MLPs
+  Recompute recompute = Recompute::none;
 };
 
 class VisionTransformer : public Module {

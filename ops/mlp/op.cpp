@@ -9,22 +9,32 @@ namespace occam {
 namespace {
 
 struct Mlp {
-  struct Attrs {};
+  struct Attrs {
+    bool recompute = false;
+  };
   static constexpr OpInfo info{.name = "mlp",
                                .contract = "x: ... i, w1: h i, b1?: h, w2: o h, b2?: o -> ... o",
                                .bound = Bound::compute,
                                .hint = "weights are stored (out, in)"};
 
-  static Outs forward(Ctx& c, In in, const Attrs&) {
+  static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor &x = in[0], &w1 = in[1], &w2 = in[3];
     const bool hidden = c.needs(0) || c.needs(1) || c.needs(2);  // does a gradient go through the GELU?
     raw::GeluProduct a = raw::times_weight_gelu(x, w1, in[2], c.recording() && hidden);
-    c.save({c.needs(1) ? x : Tensor(), w1, w2, a.z, c.needs(3) || c.needs(4) ? a.y : Tensor()});
+    // Recomputed or not, the product is the one that gives z as well: another one might round otherwise.
+    if (attrs.recompute && hidden)
+      c.save({x, w1, w2, {}, {}, in[2]});
+    else
+      c.save({c.needs(1) ? x : Tensor(), w1, w2, a.z, c.needs(3) || c.needs(4) ? a.y : Tensor(), {}});
     return {raw::times_weight(a.y, w2, in[4])};
   }
 
   static Grads backward(Ctx& c, GradsOut gy) {
     Tensor x = c.saved(0), w1 = c.saved(1), w2 = c.saved(2), z = c.saved(3), a = c.saved(4);
+    if (c.attrs<Attrs>().recompute && (c.needs(0) || c.needs(1) || c.needs(2))) {
+      raw::GeluProduct again = raw::times_weight_gelu(x, w1, c.saved(5), true);
+      z = again.z, a = again.y;
+    }
     const Tensor& g = gy[0];
     Grads grads(5);
     raw::ParameterGradients second =
@@ -48,8 +58,9 @@ struct Mlp {
 
 }  // namespace
 
-Tensor mlp(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2) {
-  return apply<Mlp>({x, w1, b1, w2, b2})[0];
+Tensor mlp(const Tensor& x, const Tensor& w1, const Tensor& b1, const Tensor& w2, const Tensor& b2,
+           bool recompute) {
+  return apply<Mlp>({x, w1, b1, w2, b2}, {recompute})[0];
 }
 
 OCCAM_REGISTER(mlp, Mlp);

@@ -25,15 +25,16 @@ Array layer(const Array& x, const Array& w, const Array& b, bool gelu) {
 }  // namespace
 
 OP_SPEC(mlp) {
-  auto add = [&](const char* name, Shape x, int64_t h, int64_t o, bool biases) -> Sample& {
+  auto add = [&](const char* name, Shape x, int64_t h, int64_t o, bool biases,
+                 bool recompute = false) -> Sample& {
     int64_t i = x[-1];
     return spec
         .sample(
             name,
             {randn(x), randn({h, i}, 1 / std::sqrt(double(i))), biases ? randn({h}) : absent(),
              randn({o, h}, 1 / std::sqrt(double(h))), biases ? randn({o}) : absent()},
-            [](const std::vector<Tensor>& in) {
-              return std::vector{occam::mlp(in[0], in[1], in[2], in[3], in[4])};
+            [recompute](const std::vector<Tensor>& in) {
+              return std::vector{occam::mlp(in[0], in[1], in[2], in[3], in[4], recompute)};
             },
             [](const Arrays& in) -> Arrays {
               return {layer(layer(in[0], in[1], in[2], true), in[3], in[4], false)};
@@ -53,6 +54,9 @@ OP_SPEC(mlp) {
   add("2x3x8-32-8", {2, 3, 8}, 32, 8, true).small();
   add("2x17x24-96-24", {2, 17, 24}, 96, 24, true);
   add("130x64-136-72", {130, 64}, 136, 72, true);
+  add("3x5-7-4-recompute", {3, 5}, 7, 4, true, true).small();
+  add("2x17x24-96-24-recompute", {2, 17, 24}, 96, 24, true, true);
+  add("65x24-96-24-recompute-no-bias", {65, 24}, 96, 24, false, true);
   add("empty-batch", {0, 5}, 7, 3, true);
   spec.bad(
       "hidden",
