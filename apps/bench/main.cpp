@@ -56,7 +56,9 @@ struct BenchConfig {
       "mixer: bench.cell_s / (samples + 7)",
       Range{0, 60});
     v("mixers", mixers, "mixer all: only these, beside attention and identity; unset: every one");
-    v("tokens", tokens, "mixer: lengths, each one class token and a square of patches", Range{2, 1 << 16});
+    v("tokens", tokens,
+      "mixer: lengths, each one class token and a square of patches; op: one, in place of 197",
+      Range{2, 1 << 16});
     v("cell_s", cell_s,
       "mixer: seconds of a length and batch, which is left out where samples + 7 steps are predicted to take "
       "longer",
@@ -226,6 +228,7 @@ class Bench {
     if (!app_.device().is_cuda()) sizes.batch = 8;
     OCCAM_CHECK(config_.bench.batch.size() <= 1, ErrorKind::usage, "bench op: bench.batch is one number");
     if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
+    if (config_.bench.tokens.size() == 1) sizes.tokens = config_.bench.tokens[0];
     if (config_.bench.tiny)
       sizes = {.batch = 2,
                .tokens = 5,

@@ -83,6 +83,26 @@ std::vector<OpCase> scan_cases(const OpSizes& s, Device device, DType dtype) {
       [](const Tensors& in) {
         return matrix_scan(in[0], in[1], in[2], in[3], {.scale = in[4], .skip = in[5]});
       });
+  add("matrix_scan", "as in mamba2, hydra",
+      {{{b, t, 2, 1, 128}},
+       {{b, t, 2, 1, 128}, -0.1, 0.1},
+       {{b, t, 1, h, w}},
+       {{b, t, 2, h}, -0.5, 0, true},
+       {{b, t, 2, h}, 0, 0.1, true},
+       {{b, t, h}}},
+      [](const Tensors& in) {
+        return matrix_scan(in[0], in[1], in[2], in[3], {.scale = in[4], .merge = true, .diagonal = in[5]});
+      });
+  add("matrix_scan", "as in mlstm",
+      {{{b, t, 1, h, w}},
+       {{b, t, 1, h, w}, -small, small},
+       {{b, t, 1, h, w}},
+       {{b, t, 2, h}, -0.5, 0, true},
+       {{b, t, 2, h}, 0, 1, true},
+       {{b, t, 2, h}, 0.5, 1, true}},
+      [](const Tensors& in) {
+        return matrix_scan(in[0], in[1], in[2], in[3], {.scale = in[4], .floor = in[5]});
+      });
   add("matrix_scan", "as in retention",
       {{{b, t, 1, h, w}},
        {{b, t, 1, h, w}, -small, small},

@@ -18,7 +18,7 @@ Tensor for_both(const Tensor& x) {
 
 Tensor scan_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& log_decay,
                MatrixScanOptions options, const Sequences& rows) {
-  for (Tensor* t : {&options.scale, &options.floor})
+  for (Tensor* t : {&options.scale, &options.floor, &options.diagonal})
     if (*t) *t = as_rows(*t, rows);
   return as_image(matrix_scan(as_rows(q, rows), as_rows(k, rows), as_rows(v, rows), as_rows(log_decay, rows),
                               options, rows),

@@ -107,7 +107,7 @@ struct ScanBlock {
       scale[i] = a.scale != nullptr ? a.scale[gate(i)] : 1.0f;
     }
     __syncthreads();
-    const bool exclusive = s.merge && direction == 1;
+    const bool exclusive = a.diagonal != nullptr || (s.merge && direction == 1);
     for (int j = int(threadIdx.x); j < count; j += kScanThreads) {
       float sum = 0, from_start = 0;
       for (int i = 0; i < j; ++i) lower[i * square() + j] = 0, from_start += log_decay[i];

@@ -111,7 +111,8 @@ struct Chunk {
       log_decay[size_t(i)] = a.log_decay[gate(i)];
       scale[size_t(i)] = a.scale != nullptr ? a.scale[gate(i)] : T(1);
     }
-    decays(log_decay.data(), count, s.merge && direction == 1, lower.data(), in.data(), out.data());
+    decays(log_decay.data(), count, a.diagonal != nullptr || (s.merge && direction == 1), lower.data(),
+           in.data(), out.data());
     product(false, true, count, count, s.n, q, k, 0, scores);
     for (int64_t i = 0; i < count; ++i) {
       T* row_of = weights.data() + i * count;
@@ -159,6 +160,8 @@ void matrix_scan_fwd_cpu(const MatrixScanForward<T, T>& a) {
           for (int64_t j = 0; j < w; ++j) sum[j] += num[size_t(i * w + j)];
           if (a.skip != nullptr)
             for (int64_t j = 0; j < s.p; ++j) sum[j] += a.skip[r * s.h + c.head] * c.v[size_t(i * w + j)];
+          if (a.diagonal != nullptr && r == 0)
+            for (int64_t j = 0; j < s.p; ++j) sum[j] += a.diagonal[c.outcome(i)] * c.v[size_t(i * w + j)];
         }
         if (first + kChunk < c.length) c.advance(state);
       }
@@ -234,7 +237,11 @@ void matrix_scan_bwd_cpu(const MatrixScanBackward<T, T>& a) {
           if (a.skip != nullptr)
             for (int64_t j = 0; j < s.p; ++j)
               gv[j] += a.skip[c.direction * s.h + c.head] * gnum[size_t(i * w + j)];
+          if (a.diagonal != nullptr && c.direction == 0)
+            for (int64_t j = 0; j < s.p; ++j) gv[j] += a.diagonal[c.outcome(i)] * gnum[size_t(i * w + j)];
         }
+        if (a.gdiagonal != nullptr && c.direction == 0)
+          for (int64_t i = 0; i < n; ++i) a.gdiagonal[c.outcome(i)] = gscores[size_t(i * n + i)];
         // What decays and scales get: within the chunk, and by what enters (g_in) and leaves it (g_out).
         std::vector<T> glog(size_t(n), T(0)), gscale(size_t(n), T(0));
         for (int64_t i = 0; i < n; ++i) {

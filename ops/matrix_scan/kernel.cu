@@ -60,6 +60,8 @@ __global__ void matrix_scan_fwd_finish(MatrixScanForward<T, float> a, const floa
         for (int64_t r = out; r < (s.merge ? 2 : out + 1); ++r)
           y +=
               a.skip[r * s.h + head] * to_acc(a.v.of(s, image)[token * a.v.t + r * a.v.r + head * a.v.h + j]);
+      if (a.diagonal != nullptr)
+        y += a.diagonal[place * s.h + head] * to_acc(a.v.of(s, image)[token * a.v.t + head * a.v.h + j]);
       a.y[to + j] = from_acc<T>(y);
     }
   }
@@ -132,6 +134,7 @@ __global__ void __launch_bounds__(kScanThreads)
       gnum[j / w * wide + j % w] = from[c.place(j / w) * w + j % w];
     __syncthreads();
     block_product<false, true>(count, count, w, gnum, wide, c.v, wide, gscores, square, 0);
+    const float* diagonal = c.direction == 0 ? a.diagonal : nullptr;
     // gk in its part from the next state, u out v gstate^T, and what decays and scales get of it.
     block_product<false, true>(count, n, w, c.v, wide, gstate, wide, rows, row, 0);
     float through = 0;
@@ -146,6 +149,8 @@ __global__ void __launch_bounds__(kScanThreads)
       for (int l = 0; l < n; ++l) left += rows[j * row + l] * c.k[j * row + l];
       for (int l = j; l < count; ++l)
         sum += gscores[l * square + j] * c.lower[l * square + j] * c.scores[l * square + j];
+      if (diagonal != nullptr && a.gdiagonal != nullptr)
+        a.gdiagonal[(s.begin(c.image) + c.place(j)) * s.h + c.head] = gscores[j * square + j];
       left *= c.out[j];
       gscale[j] = sum + left, g_out[j] = left * c.scale[j];
     }
@@ -208,6 +213,8 @@ __global__ void __launch_bounds__(kScanThreads)
     for (int j = int(threadIdx.x); j < count * p; j += kScanThreads) {
       float g = c.v[j / p * wide + j % p];
       if (a.skip != nullptr) g += a.skip[c.direction * s.h + c.head] * gnum[j / p * wide + j % p];
+      if (diagonal != nullptr)
+        g += diagonal[(s.begin(c.image) + c.place(j / p)) * s.h + c.head] * gnum[j / p * wide + j % p];
       if (a.gv != nullptr) a.gv[c.gate(j / p) * p + j % p] = from_acc<T>(g);
     }
     __syncthreads();
@@ -257,9 +264,10 @@ int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>& a) {
 }
 
 template <class T>
-bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a) {
-  if constexpr (std::is_same_v<T, bf16>) return reads_both(a) && fits_window_bwd(a);
-  return false;
+MatrixScanSums matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a) {
+  if constexpr (std::is_same_v<T, bf16>)
+    if (fits_window_bwd(a)) return {reads_both(a), reads_both(a) || (a.s.merge && a.v.r == 0)};
+  return {};
 }
 
 template <class T>
@@ -321,12 +329,12 @@ void matrix_scan_bwd(const MatrixScanBackward<T, float>& a, float* scratch, void
   }
 }
 
-#define OCCAM_INSTANTIATE(T)                                                        \
-  template bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>&);          \
-  template int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>&);     \
-  template int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>&);    \
-  template int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>&);      \
-  template void matrix_scan_fwd(const MatrixScanForward<T, float>&, float*, void*); \
+#define OCCAM_INSTANTIATE(T)                                                         \
+  template MatrixScanSums matrix_scan_bwd_sums(const MatrixScanBackward<T, float>&); \
+  template int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>&);      \
+  template int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>&);     \
+  template int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>&);       \
+  template void matrix_scan_fwd(const MatrixScanForward<T, float>&, float*, void*);  \
   template void matrix_scan_bwd(const MatrixScanBackward<T, float>&, float*, void*)
 OCCAM_INSTANTIATE(float);
 OCCAM_INSTANTIATE(bf16);

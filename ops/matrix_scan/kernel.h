@@ -35,8 +35,14 @@ struct MatrixScanForward {
   const A* scale = nullptr;      // [b,t,2,h] or null
   const A* skip = nullptr;       // [2,h] or null
   const A* floor = nullptr;      // [b,t,e,h] or null
+  const A* diagonal = nullptr;   // [b,t,h] or null
   T* y = nullptr;                // [b,t,h,e,p]
   A* den = nullptr;              // [b,t,e,h]; null without floor
+};
+
+/// Which gradients are sums over the directions: [b,t,1,...].
+struct MatrixScanSums {
+  bool keys = false, values = false;  // q and k; v
 };
 
 /// gq and gk are [b,t,2,g,n], gv [b,t,2,h,p] (but see matrix_scan_bwd_sums), the others as above; null where
@@ -45,13 +51,15 @@ template <class T, class A>
 struct MatrixScanBackward {
   MatrixScanShape s;
   ScanView<T> q, k, v;
-  const A *log_decay = nullptr, *scale = nullptr, *skip = nullptr, *floor = nullptr, *den = nullptr;
+  const A *log_decay = nullptr, *scale = nullptr, *skip = nullptr, *floor = nullptr, *diagonal = nullptr,
+          *den = nullptr;
   const T *y = nullptr, *gy = nullptr;  // y: null without floor
   T *gq = nullptr, *gk = nullptr, *gv = nullptr;
   A* glog_decay = nullptr;
   A* gscale = nullptr;
   A* gskip = nullptr;  // [matrix_scan_bwd_skips,2,h], to be summed over the first axis
   A* gfloor = nullptr;
+  A* gdiagonal = nullptr;
 };
 
 template <class T>
@@ -66,9 +74,9 @@ template <class T>
 int64_t matrix_scan_fwd_scratch(const MatrixScanForward<T, float>& a);
 template <class T>
 int64_t matrix_scan_bwd_scratch(const MatrixScanBackward<T, float>& a);
-/// Are the gradients of q, k and v, where both directions read the same, already sums, [b,t,1,...]?
+/// What the backward kernels sum by themselves.
 template <class T>
-bool matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a);
+MatrixScanSums matrix_scan_bwd_sums(const MatrixScanBackward<T, float>& a);
 /// Rows of gskip.
 template <class T>
 int64_t matrix_scan_bwd_skips(const MatrixScanBackward<T, float>& a);

@@ -105,12 +105,17 @@ __global__ void __launch_bounds__(kScanTiles * 32, 1)
             floor[low] = a.floor[((row + g + low * 8) * e + out) * s.h + head];
       uint32_t weights[4];
       if (starts) {  // with the diagonal, of both when they are merged
-        Tile score, factor = diagonal_factors(now, tile, direction, false);
+        Tile score, factor = diagonal_factors(now, tile, direction, a.diagonal != nullptr);
         product_rows<kN>(score, rows, keys, tile * 16);
-        float skip_of = skip[direction];
+        float own_weight[2] = {skip[direction], skip[direction]};
         if (s.merge) {
           const Tile more = diagonal_factors(gates[1], tile, 1, true);
-          skip_of += skip[1];
+#pragma unroll
+          for (int low = 0; low < 2; ++low) {
+            own_weight[low] += skip[1];
+            if (a.diagonal != nullptr && tile * 16 + g + low * 8 < w.count)
+              own_weight[low] = a.diagonal[(row + g + low * 8) * s.h + head];
+          }
 #pragma unroll
           for (int half = 0; half < 2; ++half)
 #pragma unroll
@@ -121,7 +126,8 @@ __global__ void __launch_bounds__(kScanTiles * 32, 1)
 #pragma unroll
           for (int k = 0; k < 4; ++k)
             if (g + k / 2 * 8 == half * 8 + 2 * q + k % 2)
-              score.v[half][k] = score.v[half][k] * factor.v[half][k] + skip_of, factor.v[half][k] = 1;
+              score.v[half][k] = score.v[half][k] * factor.v[half][k] + own_weight[k / 2],
+              factor.v[half][k] = 1;
         weigh(weights, score, factor);
 #pragma unroll
         for (int j = 0; j < 8; ++j)

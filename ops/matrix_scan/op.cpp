@@ -16,12 +16,12 @@ struct MatrixScanOp {
   static constexpr OpInfo info{
       .name = "matrix_scan",
       .contract =
-          "q: b t r g n, k: b t r g n, v: b t r h p, log_decay: b t 2 h, scale?: b t 2 h, "
-          "skip?: 2 h, floor?: b t e h, offsets?: s -> b t h e p",
+          "q: b t r g n, k: b t r g n, v: b t o h p, log_decay: b t 2 h, scale?: b t 2 h, "
+          "skip?: 2 h, floor?: b t e h, diagonal?: b t h, offsets?: s -> b t h e p",
       .cast = Cast::any,
       .bound = Bound::compute,
       .layout = Layout::strided,
-      .hint = "r = 2 directions, or 1 read by both; e = 2, or 1 when directions are merged"};
+      .hint = "r, o = 2 directions, or 1 read by both; e = 2, or 1 when directions are merged"};
 
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     for (size_t i : {0, 1})
@@ -29,12 +29,13 @@ struct MatrixScanOp {
                   i == 0 ? "q" : "k", name_of(in[i].dtype()), name_of(in[2].dtype()));
     Tensor q = rows(in[0]), k = rows(in[1]), v = rows(in[2]);
     const Tensor log_decay = wide(in[3], v), scale = wide(in[4], v), skip = wide(in[5], v),
-                 floor = wide(in[6], v), offsets = in[7];
+                 floor = wide(in[6], v), diagonal = wide(in[7], v), offsets = in[8];
     kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), offsets, attrs);
     OCCAM_CHECK(s.g > 0 && s.h % s.g == 0 && s.n > 0 && s.p > 0, ErrorKind::shape,
                 "matrix_scan: {} heads of width {} cannot share {} groups of width {}", s.h, s.p, s.g, s.n);
-    OCCAM_CHECK(v.size(2) == 1 || v.size(2) == 2, ErrorKind::shape, "matrix_scan: v {} has {} directions",
-                v.shape().str(), v.size(2));
+    for (const Tensor* x : {&v, &q})
+      OCCAM_CHECK(x->size(2) == 1 || x->size(2) == 2, ErrorKind::shape,
+                  "matrix_scan: {} {} has {} directions", x == &v ? "v" : "q", x->shape().str(), x->size(2));
     OCCAM_CHECK(!floor || floor.size(2) == s.outputs(), ErrorKind::shape,
                 "matrix_scan: floor {} has {} outputs where there are {}", floor.shape().str(), floor.size(2),
                 s.outputs());
@@ -45,7 +46,8 @@ struct MatrixScanOp {
       auto arguments = [&]<class T, class A>() {
         kernels::MatrixScanForward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
         a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
-        a.floor = data<A>(floor), a.y = y.data<T>(), a.den = data<A>(den);
+        a.floor = data<A>(floor), a.diagonal = data<A>(diagonal);
+        a.y = y.data<T>(), a.den = data<A>(den);
         return a;
       };
       if (v.is_cuda()) {
@@ -65,17 +67,18 @@ struct MatrixScanOp {
         });
       }
     }
-    c.save({q, k, v, log_decay, scale, skip, floor, floor ? y : Tensor(), den, offsets});
+    c.save({q, k, v, log_decay, scale, skip, floor, diagonal, floor ? y : Tensor(), den, offsets});
     // bf16 on the CPU came as f32 and is rounded once, here.
     return {v.is_cpu() ? raw::to(y, c.given_dtype_of(2)) : y};
   }
 
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor q = c.saved(0), k = c.saved(1), v = c.saved(2), log_decay = c.saved(3), scale = c.saved(4),
-           skip = c.saved(5), floor = c.saved(6), y = c.saved(7), den = c.saved(8), offsets = c.saved(9);
+           skip = c.saved(5), floor = c.saved(6), diagonal = c.saved(7), y = c.saved(8), den = c.saved(9),
+           offsets = c.saved(10);
     kernels::MatrixScanShape s = sizes(q.shape(), v.shape(), offsets, c.attrs<Attrs>());
     const Tensor gy = raw::contiguous(gy_given[0]);
-    enum { kQ, kK, kV, kLogDecay, kScale, kSkip, kFloor, kInputs };
+    enum { kQ, kK, kV, kLogDecay, kScale, kSkip, kFloor, kDiagonal, kInputs };
     Grads grads(kInputs + 1);  // offsets have none
     auto make = [&](int i, const Shape& shape, const Tensor& like) {
       if (like && c.needs(size_t(i))) grads[size_t(i)] = empty(shape, options_of(like));
@@ -83,20 +86,23 @@ struct MatrixScanOp {
     make(kLogDecay, log_decay.shape(), log_decay);
     if (scale) make(kScale, scale.shape(), scale);
     if (floor) make(kFloor, floor.shape(), floor);
+    if (diagonal) make(kDiagonal, diagonal.shape(), diagonal);
     // With gradients of q, k and v by direction, or summed over both.
-    auto run = [&]<class T, class A>(kernels::MatrixScanBackward<T, A>& a, int64_t directions,
+    auto run = [&]<class T, class A>(kernels::MatrixScanBackward<T, A>& a, kernels::MatrixScanSums sums,
                                      int64_t skips) {
-      auto one = [&](const Tensor& t) { return t.shape().with(2, directions); };
-      make(kQ, one(q), q), make(kK, one(k), k), make(kV, one(v), v);
+      auto of = [](const Tensor& t, bool summed) { return t.shape().with(2, summed ? 1 : 2); };
+      make(kQ, of(q, sums.keys), q), make(kK, of(k, sums.keys), k), make(kV, of(v, sums.values), v);
       if (skip) make(kSkip, {skips, 2, s.h}, skip);
       a.gq = data<T>(grads[kQ]), a.gk = data<T>(grads[kK]), a.gv = data<T>(grads[kV]);
       a.glog_decay = data<A>(grads[kLogDecay]), a.gscale = data<A>(grads[kScale]);
       a.gskip = data<A>(grads[kSkip]), a.gfloor = data<A>(grads[kFloor]);
+      a.gdiagonal = data<A>(grads[kDiagonal]);
     };
     auto arguments = [&]<class T, class A>() {
       kernels::MatrixScanBackward<T, A> a{s, view<T>(q), view<T>(k), view<T>(v)};
       a.log_decay = data<A>(log_decay), a.scale = data<A>(scale), a.skip = data<A>(skip);
-      a.floor = data<A>(floor), a.den = data<A>(den), a.y = data<T>(y), a.gy = gy.data<T>();
+      a.floor = data<A>(floor), a.diagonal = data<A>(diagonal), a.den = data<A>(den);
+      a.y = data<T>(y), a.gy = gy.data<T>();
       return a;
     };
     if (!has_tokens(s)) {
@@ -108,7 +114,7 @@ struct MatrixScanOp {
       dispatch_cuda(v.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
           auto a = arguments.template operator()<T, float>();
-          run(a, kernels::matrix_scan_bwd_sums(a) ? 1 : 2, kernels::matrix_scan_bwd_skips(a));
+          run(a, kernels::matrix_scan_bwd_sums(a), kernels::matrix_scan_bwd_skips(a));
           Tensor scratch = empty({kernels::matrix_scan_bwd_scratch(a)}, options_of(log_decay));
           kernels::matrix_scan_bwd(a, scratch.data<float>(), current_stream(v.device()).handle);
         });
@@ -116,7 +122,7 @@ struct MatrixScanOp {
     } else {
       dispatch_float(v.dtype(), [&]<class T>() {
         auto a = arguments.template operator()<T, T>();
-        run(a, 2, s.b);
+        run(a, {}, s.b);
         kernels::matrix_scan_bwd_cpu(a);
       });
     }
@@ -127,7 +133,7 @@ struct MatrixScanOp {
         g = raw::reshape(raw::sum_to_shape(g, {1, 2, s.h}), skip.shape());
       else if (offsets && g.numel() > 0)
         clear_unused_rows(g, offsets, s.rows());
-      if (i <= kV && g.size(2) != v.size(2)) g = raw::sum_to_shape(g, g.shape().with(2, 1));
+      if (i <= kV && g.size(2) != (i == kV ? v : q).size(2)) g = raw::sum_to_shape(g, g.shape().with(2, 1));
     }
     return grads;
   }
@@ -135,7 +141,8 @@ struct MatrixScanOp {
   /// The step form: k v^T and S^T q.
   static Cost cost(Shapes in, DType dtype, const Attrs& attrs) {
     double values = double(in[3].numel()) * double(in[2][4]), state = double(in[0][4]) * values;
-    return {4 * state, bytes_of(in.first(3), dtype) + 4 * double(in[3].numel() + in[4].numel()) +
+    return {4 * state, bytes_of(in.first(3), dtype) +
+                           4 * double(in[3].numel() + in[4].numel() + in[7].numel()) +
                            values / (attrs.merge ? 2 : 1) * double(size_of(dtype))};
   }
 
@@ -172,10 +179,12 @@ Tensor matrix_scan(const Tensor& q, const Tensor& k, const Tensor& v, const Tens
                    const MatrixScanOptions& options, const Sequences& rows) {
   OCCAM_CHECK(!options.skip || !options.floor, ErrorKind::usage,
               "matrix_scan: a skip connection goes round no normaliser; leave out skip or floor");
+  OCCAM_CHECK(!options.diagonal || (options.merge && !options.skip && !options.floor), ErrorKind::usage,
+              "matrix_scan: a diagonal is one of merged directions, without skip and floor");
   check_sequences("matrix_scan", rows, v);
   auto image = [&](const Tensor& t) { return as_image(t, rows); };
   Tensor y = apply<MatrixScanOp>({image(q), image(k), image(v), image(log_decay), image(options.scale),
-                                  options.skip, image(options.floor), rows.offsets},
+                                  options.skip, image(options.floor), image(options.diagonal), rows.offsets},
                                  {options.merge, rows.longest})[0];
   return as_rows(y, rows);
 }

@@ -225,6 +225,20 @@ __device__ __forceinline__ void store_rows(bf16* to, int64_t stride, int rows, c
     }
 }
 
+/// sum += the same rows, by the warp that has stored them.
+__device__ __forceinline__ void add_rows(float (&sum)[8][4], const bf16* at, int64_t stride, int rows) {
+  const int lane = int(threadIdx.x) % 32, g = lane / 4, q = lane % 4;
+#pragma unroll
+  for (int low = 0; low < 2; ++low)
+    if (g + low * 8 < rows)
+#pragma unroll
+      for (int j = 0; j < 8; ++j) {
+        const float2 of =
+            unpack_bf16(*reinterpret_cast<const uint32_t*>(at + (g + low * 8) * stride + j * 8 + 2 * q));
+        sum[j][2 * low] += of.x, sum[j][2 * low + 1] += of.y;
+      }
+}
+
 /// Rows of a warp's tile times decays, rounded, by the values: an operand of 16 x 16 weights.
 __device__ __forceinline__ void weigh(uint32_t (&weights)[4], const Tile& score, const Tile& factor) {
   Tile p;

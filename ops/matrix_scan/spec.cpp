@@ -17,16 +17,17 @@ using occam::Shape;
 using occam::Tensor;
 
 std::vector<Tensor> call(const std::vector<Tensor>& in, bool merge, const occam::Sequences& rows = {}) {
-  return {occam::matrix_scan(in[0], in[1], in[2], in[3],
-                             {.scale = in[4], .skip = in[5], .floor = in[6], .merge = merge}, rows)};
+  return {occam::matrix_scan(
+      in[0], in[1], in[2], in[3],
+      {.scale = in[4], .skip = in[5], .floor = in[6], .merge = merge, .diagonal = in[7]}, rows)};
 }
 
-/// The step form. q, k and v may have one direction for both.
+/// The step form. q and k, and v, may have one direction for both.
 Arrays naive(const Arrays& in, bool merge) {
   const Array &q = in[0], &k = in[1], &v = in[2], &decay = in[3], &scale = in[4], &skip = in[5],
-              &floor = in[6];
+              &floor = in[6], &diagonal = in[7];
   int64_t b = q.size(0), t = q.size(1), g = q.size(3), n = q.size(4), h = v.size(3), p = v.size(4);
-  int64_t e = merge ? 1 : 2, own = q.size(2);
+  int64_t e = merge ? 1 : 2, own = q.size(2), own_values = v.size(2);
   Array num({b, t, h, e, p}), den({b, t, e, h}), skipped({b, t, h, e, p});
   for (int64_t i = 0; i < b; ++i)
     for (int64_t r = 0; r < 2; ++r)
@@ -37,7 +38,7 @@ Arrays naive(const Arrays& in, bool merge) {
           int64_t token = r == 0 ? step : t - 1 - step;
           double u = scale.absent() ? 1 : scale(i, token, r, head);
           double keep = std::exp(decay(i, token, r, head));
-          bool reads_before = merge && r == 1;
+          bool reads_before = !diagonal.absent() || (merge && r == 1);
           for (double& x : s) x *= keep;
           for (double& x : z) x *= keep;
           auto read = [&] {
@@ -51,12 +52,16 @@ Arrays naive(const Arrays& in, bool merge) {
           for (int64_t a = 0; a < n; ++a) {
             z[size_t(a)] += u * k(i, token, r % own, group, a);
             for (int64_t c = 0; c < p; ++c)
-              s[size_t(a * p + c)] += u * k(i, token, r % own, group, a) * v(i, token, r % own, head, c);
+              s[size_t(a * p + c)] +=
+                  u * k(i, token, r % own, group, a) * v(i, token, r % own_values, head, c);
           }
           if (!reads_before) read();
           if (!skip.absent())
             for (int64_t c = 0; c < p; ++c)
-              skipped(i, token, head, out, c) += skip(r, head) * v(i, token, r % own, head, c);
+              skipped(i, token, head, out, c) += skip(r, head) * v(i, token, r % own_values, head, c);
+          if (!diagonal.absent() && r == 0)
+            for (int64_t c = 0; c < p; ++c)
+              skipped(i, token, head, out, c) += diagonal(i, token, head) * v(i, token, 0, head, c);
         }
       }
   for (size_t i = 0; i < num.v.size(); ++i) num.v[i] += skipped.v[i];
@@ -87,7 +92,7 @@ std::vector<Tensor> by_matrix(const std::vector<Tensor>& in, bool merge) {
       for (int64_t i = 0; i < t; ++i)
         for (int64_t j = 0; j < t; ++j) {
           bool before = r == 0 ? j < i : j > i;
-          mask[size_t(i * t + j)] = before || (i == j && !(merge && r == 1));
+          mask[size_t(i * t + j)] = before || (i == j && !in[7] && !(merge && r == 1));
           for (int64_t m = 0; m < t && before; ++m)
             within[size_t((m * t + i) * t + j)] = r == 0 ? j < m && m <= i : i <= m && m < j;
         }
@@ -102,6 +107,7 @@ std::vector<Tensor> by_matrix(const std::vector<Tensor>& in, bool merge) {
       Tensor v = at(in[2], r, head), y = occam::matmul(weights, v);
       if (in[5])
         y = y + v * occam::reshape(occam::slice(occam::slice(in[5], 0, r, 1), 1, head, 1), {1, 1, 1});
+      if (in[7] && r == 0) y = y + v * occam::reshape(occam::slice(in[7], 2, head, 1), {b, t, 1});
       Tensor sum = occam::sum(weights, {2}, true);
       bool adds = merge && r == 1;
       num = adds ? num + y : y, den = adds ? den + sum : sum;
@@ -127,6 +133,7 @@ OP_SPEC(matrix_scan) {
   struct With {
     bool scale = false, skip = false, floor = false, merge = false, both = false;
     double least = -1;  // of log_decay
+    bool diagonal = false, both_values = false;
   };
   auto inputs = [](const Shape& tokens, Sizes s, With w) -> std::vector<Input> {
     auto of = [&](std::initializer_list<int64_t> rest) {
@@ -139,11 +146,12 @@ OP_SPEC(matrix_scan) {
     // A denominator that is a sum of positive weights: its error is relative, and no kink is near.
     return {w.floor ? uniform(keys, 0.2, 1) : randn(keys, 1 / std::sqrt(double(s.n))),
             w.floor ? uniform(keys, 0.2, 1) : randn(keys),
-            randn(of({own, s.h, s.p})),
+            randn(of({w.both || w.both_values ? 1 : 2, s.h, s.p})),
             uniform(gates, w.least, 0),
             w.scale ? uniform(gates, 0.1, 1) : absent(),
             w.skip ? randn({2, s.h}) : absent(),
-            w.floor ? uniform(of({w.merge ? 1 : 2, s.h}), 0.5, 3) : absent()};
+            w.floor ? uniform(of({w.merge ? 1 : 2, s.h}), 0.5, 3) : absent(),
+            w.diagonal ? randn(of({s.h})) : absent()};
   };
   // A product over n, one over t, and the sum of up to t decays before its exp, whose error is absolute: of
   // size |sum|, where e^-x x <= 0.4 bounds what is left of it. A decay's gradient sums t^2 weights, each of
@@ -155,7 +163,8 @@ OP_SPEC(matrix_scan) {
   // of a normalised row's weights sum to 0, so that in gq only what k differs from its mean is left, 0.23
   // (the spread of uniform numbers in 0.2 .. 1) of terms of size 0.6: 2.6 times as many roundings.
   auto describe = [](Sample& sample, Sizes s, With w) -> Sample& {
-    const double roundings = 3 + std::sqrt((double(s.h / s.g) + 1) / 2);
+    // Merged directions of their own: what one direction gives is rounded before the other is added.
+    const double roundings = 3 + (w.merge && !w.both) + std::sqrt((double(s.h / s.g) + 1) / 2);
     return sample.sum_length(double(s.n + s.t + s.p)).half_roundings(w.floor ? roundings * 2.6 : roundings);
   };
   auto add = [&](const std::string& name, Sizes s, With w) -> Sample& {
@@ -227,7 +236,23 @@ OP_SPEC(matrix_scan) {
   large("1x225x1x2x64x64-normed", {1, 225, 1, 2, 64, 64}, {.floor = true, .least = -0.05});
   large("1x40x1x6x128x64", {1, 40, 1, 6, 128, 64}, {.scale = true, .skip = true});
   large("1x18x1x12x128x64", {1, 18, 1, 12, 128, 64}, {.scale = true, .skip = true});
-  // The same widths, but merged directions of their own: not on tensor cores.
+  // Quasiseparable: values for both directions, keys of their own (as a mixer has it) or not; a window of odd
+  // and of all tiles, several of them, and sizes that are not on tensor cores.
+  const With hydra{.scale = true, .merge = true, .least = -0.2, .diagonal = true, .both_values = true};
+  add("1x1x1x2x3x4-diagonal", {1, 1, 1, 2, 3, 4}, hydra).small();
+  add("2x5x1x2x3x4-diagonal", {2, 5, 1, 2, 3, 4}, hydra).small();
+  add("1x5x2x2x3x4-diagonal-both", {1, 5, 2, 2, 3, 4}, {.merge = true, .both = true, .diagonal = true})
+      .small();
+  add("1x67x2x2x8x12-diagonal-own", {1, 67, 2, 2, 8, 12}, {.merge = true, .least = -0.1, .diagonal = true});
+  large("1x1x1x2x128x64-diagonal", {1, 1, 1, 2, 128, 64}, hydra);
+  large("1x197x1x2x128x64-diagonal", {1, 197, 1, 2, 128, 64}, hydra);
+  large("2x33x1x3x64x64-diagonal", {2, 33, 1, 3, 64, 64}, hydra);
+  large("1x353x1x2x64x64-diagonal", {1, 353, 1, 2, 64, 64}, hydra);
+  large("1x40x2x2x64x64-diagonal-own", {1, 40, 2, 2, 64, 64}, {.merge = true, .diagonal = true});
+  large("1x50x2x2x64x64-diagonal-both", {1, 50, 2, 2, 64, 64},
+        {.scale = true, .merge = true, .both = true, .diagonal = true});
+  large("1x40x1x2x128x64-merged", {1, 40, 1, 2, 128, 64}, {.skip = true, .merge = true});
+  // The same widths, but merged and normed directions of their own: not on tensor cores.
   large("1x40x1x2x64x64-merged-normed", {1, 40, 1, 2, 64, 64}, {.floor = true, .merge = true, .least = -0.1});
   // Sequences in rows of one tensor.
   for (const auto& [name, packed] : packed_cases({})) {
@@ -243,6 +268,9 @@ OP_SPEC(matrix_scan) {
              {.scale = true, .skip = true, .least = -0.02});
   add_ragged("ragged-windows-both", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 1, 64, 64},
              {.scale = true, .floor = true, .both = true, .least = -0.1});
+  add_ragged("ragged-diagonal", packed_cases({}).front().second, {0, 0, 1, 2, 2, 3}, hydra).small();
+  add_ragged("ragged-diagonal-128x64", {{20, 0, 1, 33}, 60, 40, {}}, {0, 0, 1, 2, 128, 64}, hydra);
+  add_ragged("ragged-windows-diagonal", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 1, 64, 64}, hydra);
   large("no-images", {0, 4, 1, 2, 3, 2}, {.scale = true, .skip = true});
   large("no-tokens", {2, 0, 1, 2, 3, 2}, {.floor = true});
   auto bad = [](Shape keys, Shape values, bool skip, Shape floor) {
@@ -259,6 +287,16 @@ OP_SPEC(matrix_scan) {
            "matrix_scan: 3 heads of width 4 cannot share 2 groups of width 4");
   spec.bad("directions", bad({1, 2, 3, 1, 4}, {1, 2, 3, 1, 4}, false, {}),
            "matrix_scan: v [1,2,3,1,4] has 3 directions");
+  spec.bad("directions-of-q", bad({1, 2, 3, 1, 4}, {1, 2, 2, 1, 4}, false, {}),
+           "matrix_scan: q [1,2,3,1,4] has 3 directions");
+  spec.bad(
+      "diagonal",
+      [] {
+        const Tensor keys = occam::zeros({1, 2, 2, 1, 4});
+        occam::matrix_scan(keys, keys, keys, occam::zeros({1, 2, 2, 1}),
+                           {.diagonal = occam::zeros({1, 2, 1})});
+      },
+      "matrix_scan: a diagonal is one of merged directions, without skip and floor");
   spec.bad("floor", bad({1, 2, 2, 1, 4}, {1, 2, 2, 1, 4}, false, {1, 2, 1, 1}),
            "matrix_scan: floor [1,2,1,1] has 1 outputs where there are 2");
   spec.bad("skip", bad({1, 2, 2, 1, 4}, {1, 2, 2, 1, 4}, true, {1, 2, 2, 1}),

@@ -138,7 +138,7 @@ WindowPlan window_plan(const MatrixScanShape& s, bool both) {
   plan.step = round_up<int64_t>(div_up<int64_t>(s.t, div_up<int64_t>(s.t, most)), 16);
   plan.windows = div_up(s.t, plan.step);
   // All heads of a block share what is loaded once; few images are spread over more blocks.
-  const int64_t heads = s.h / s.g, blocks = s.b * plan.windows * 2 * s.g;
+  const int64_t heads = s.h / s.g, blocks = s.b * plan.windows * s.outputs() * s.g;
   plan.parts = std::clamp<int64_t>(2 * int64_t(device_limits().sm_count) / blocks, 1, heads);
   plan.heads = div_up(heads, plan.parts), plan.parts = div_up(heads, plan.heads);
   return plan;

@@ -15,7 +15,8 @@ struct WindowStates {
 /// `windows` of `step` tokens. Lines are [b,2,h].
 struct WindowPlan {
   /// A head is worked on in both directions, which read the same q, k and v; else a block has one direction
-  /// of a group, whose heads share scores, forward `heads` of them in each of `parts` blocks.
+  /// of a group (both, when they are merged), whose heads share scores, forward `heads` of them in each of
+  /// `parts` blocks.
   bool both = false;
   int64_t windows = 1, step = 0, parts = 1, heads = 1;
   int64_t at_once = 1;  // multiprocessors
@@ -39,15 +40,15 @@ bool reads_both(const Args& a) {
   return a.q.r == 0 && a.k.r == 0 && a.v.r == 0;
 }
 /// bf16 on the tensor cores: p = 64; n = 64, or n = 128 for directions of their own; rows in whole 16-byte
-/// pieces; `merge` where both directions read the same.
+/// pieces; no floor where directions of their own are merged.
 bool fits_windows(const MatrixScanForward<bf16, float>& a);
 int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a);
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream);
 /// The part of it where both directions read the same, with a plan whose states are there.
 void window_fwd_both(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, void* stream);
 
-/// The same for backward; with both directions in a block gq, gk and gv are [b,t,1,...], summed over the
-/// directions.
+/// The same for backward; with both directions in a block gv, and gq and gk where both read the same, are
+/// [b,t,1,...], summed over the directions.
 bool fits_window_bwd(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_scratch(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_skips(const MatrixScanBackward<bf16, float>& a);

@@ -132,7 +132,8 @@ struct BackwardBlock {
     if (kBoth) {
       first_head = int(block % a.s.h), block /= a.s.h, group = first_head / heads, items = 2;
     } else {
-      group = int(block % a.s.g), block /= a.s.g, own_direction = int(block % 2), block /= 2;
+      group = int(block % a.s.g), block /= a.s.g;
+      if (!a.s.merge) own_direction = int(block % 2), block /= 2;
       first_head = group * heads, items = heads;
     }
     window_at = block;

@@ -79,23 +79,26 @@ struct Piece {
     first = at - begin, last = min(length, first + end - at);
     const int64_t token = direction == 0 ? first : length - 1 - first;
     x = a.x_at(image) + token * a.stride_t + direction * a.stride_r + c;
-    packed = ((begin + token) * 2 + direction) * a.s.c + c;
+    packed = ((begin + token) * a.s.directions + direction) * a.s.c + c;
     x_step = direction == 0 ? a.stride_t : -a.stride_t;
-    packed_step = direction == 0 ? 2 * a.s.c : -2 * a.s.c;
+    packed_step = (direction == 0 ? a.s.directions : -a.s.directions) * a.s.c;
   }
 };
 
-/// Calls piece(Piece, Channels) for every piece of this thread's range, its window filled.
+/// Calls piece(Piece) for every piece of this thread's range, the window filled with what comes before the
+/// step `ahead` of the first.
 template <int kTaps, int kWide, class T, class Fn>
 __device__ __forceinline__ void walk(const ShortConvForward<T>& a, int64_t steps,
                                      Channels<kTaps, kWide, T>& channels, int64_t direction, int64_t c,
-                                     Fn fn) {
+                                     int64_t ahead, Fn fn) {
   const int64_t end = min(a.s.used(), (int64_t(blockIdx.x) + 1) * steps);
   for (int64_t at = int64_t(blockIdx.x) * steps; at < end;) {
     const Piece<T> p(a, at, end, direction, c);
 #pragma unroll
-    for (int i = 1; i < kTaps; ++i)
-      channels.push(load<kWide>(a.x + p.x - (kTaps - i) * p.x_step, p.first >= kTaps - i));
+    for (int i = 1; i < kTaps; ++i) {
+      const int64_t by = ahead - (kTaps - i);
+      channels.push(load<kWide>(a.x + p.x + by * p.x_step, p.first + by >= 0 && p.first + by < p.length));
+    }
     fn(p);
     at += p.last - p.first;
   }
@@ -108,13 +111,16 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksForward)
   const int64_t direction = blockIdx.z, c = (int64_t(blockIdx.y) * blockDim.x + threadIdx.x) * kWide;
   if (c >= a.s.c) return;
   Channels<kTaps, kWide, T> channels(a, direction * a.s.c + c);
-  walk(a, steps, channels, direction, c, [&](const Piece<T>& p) {
-    const T* x = a.x + p.x;
+  const int64_t ahead = a.s.ahead();
+  walk(a, steps, channels, direction, c, ahead, [&](const Piece<T>& p) {
+    const T* x = a.x + p.x + ahead * p.x_step;
     T* y = a.y + p.packed;
-    for (int64_t left = p.last - p.first; left > 0; left -= kAtOnce) {
+    int64_t left_of_x = p.length - p.first - ahead;
+    for (int64_t left = p.last - p.first; left > 0; left -= kAtOnce, left_of_x -= kAtOnce) {
+      const int64_t there = min(left, left_of_x);
       Row<kWide, T> rows[kAtOnce];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) rows[u] = load<kWide>(x + u * p.x_step, u < left);
+      for (int u = 0; u < kAtOnce; ++u) rows[u] = load<kWide>(x + u * p.x_step, u < there);
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         channels.push(rows[u]);
@@ -132,7 +138,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksForward)
 }
 
 /// g_t = gy_t silu'(sum before), gx_s = sum over i of w_i g_{s+(k-1)-i}: g of a piece and of the k - 1 steps
-/// behind it are made here; what a piece adds to the gradients of w and bias is of its own steps only.
+/// behind it are made here (all of them `ahead` steps before where sums meet tokens behind theirs); what a
+/// piece adds to the gradients of w and bias is of its own steps only.
 template <int kTaps, int kWide, class T>
 __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
     short_conv_bwd_walk(ShortConvBackward<T> b, int64_t steps) {
@@ -142,17 +149,20 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
   if (c >= a.s.c) return;
   Channels<kTaps, kWide, T> channels(a, direction * a.s.c + c);
   float gw[kTaps][kWide] = {}, gbias[kWide] = {};
-  walk(a, steps, channels, direction, c, [&](const Piece<T>& p) {
+  const int ahead = int(a.s.ahead());
+  walk(a, steps, channels, direction, c, 0, [&](const Piece<T>& p) {
     float g[kTaps][kWide] = {};
     const int own = int(p.last - p.first), there = int(min(p.length - p.first, int64_t(own + kTaps - 1)));
-    const T *x = a.x + p.x, *gy = b.gy + p.packed;
+    const int first = int(min(p.first, int64_t(ahead))) - ahead;  // <= 0: that many steps are of no token
+    const int gy_there = int(min(p.length - p.first + ahead, int64_t(own + kTaps - 1)));
+    const T *x = a.x + p.x, *gy = b.gy + p.packed - ahead * p.packed_step;
     T* gx = b.gx == nullptr ? nullptr : b.gx + p.packed - (kTaps - 1) * p.packed_step;
     for (int n = 0; n < own + kTaps - 1; n += kAtOnce) {
       Row<kWide, T> rows[kAtOnce], slopes[kAtOnce];
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         rows[u] = load<kWide>(x + u * p.x_step, n + u < there);
-        slopes[u] = load<kWide>(gy + u * p.packed_step, n + u < there);
+        slopes[u] = load<kWide>(gy + u * p.packed_step, n + u + first >= 0 && n + u < gy_there);
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
@@ -162,13 +172,13 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
         for (int j = 0; j < kWide; ++j) {
           const float sum = channels.sum(j), s = sigmoid_for<T>(sum);
           const float slope = to_acc(slopes[u].v[j]) * (s * (1 + sum * (1 - s)));
-          const float mine = n + u < own ? slope : 0;
+          const float mine = n + u >= ahead && n + u < own + ahead ? slope : 0;
           gbias[j] += mine;
 #pragma unroll
           for (int i = 0; i < kTaps; ++i) gw[i][j] += mine * channels.window[i][j];
 #pragma unroll
           for (int i = 0; i + 1 < kTaps; ++i) g[i][j] = g[i + 1][j];
-          g[kTaps - 1][j] = slope;  // of step n + u
+          g[kTaps - 1][j] = slope;  // of step n + u - ahead
           out[j] = 0;
 #pragma unroll
           for (int i = 0; i < kTaps; ++i) out[j] += channels.w[i][j] * g[kTaps - 1 - i][j];
@@ -183,7 +193,8 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
   if (b.partial == nullptr) return;
 #pragma unroll
   for (int j = 0; j < kWide; ++j) {
-    float* to = b.partial + ((int64_t(blockIdx.x) * 2 + direction) * a.s.c + c + j) * (a.s.taps + 1);
+    float* to =
+        b.partial + ((int64_t(blockIdx.x) * a.s.directions + direction) * a.s.c + c + j) * (a.s.taps + 1);
 #pragma unroll
     for (int i = 0; i < kTaps; ++i)
       if (const int64_t tap = i - (kTaps - a.s.taps); tap >= 0) to[tap] = gw[i][j];
@@ -199,7 +210,8 @@ struct Launch {
   int wide;  // channels of a thread
   unsigned threads, groups, ranges;
   int64_t steps;  // of a range
-  dim3 grid() const { return dim3(ranges, groups, 2); }
+  unsigned directions;
+  dim3 grid() const { return dim3(ranges, groups, directions); }
 };
 /// Ranges fill the device once, so that all of them end at the same time.
 Launch launch_of(const ShortConvShape& s, int wide, int blocks) {
@@ -207,9 +219,10 @@ Launch launch_of(const ShortConvShape& s, int wide, int blocks) {
                 threads = round_up<int64_t>(div_up(lanes, groups), 32), all = s.rows();
   const int64_t resident = int64_t(device_limits().sm_count) * (kMostThreads * blocks / threads);
   const int64_t ranges =
-      std::min(std::max<int64_t>(resident / (2 * groups), 1), div_up<int64_t>(all, kLeastSteps));
+      std::min(std::max<int64_t>(resident / (s.directions * groups), 1), div_up<int64_t>(all, kLeastSteps));
   const int64_t steps = div_up(all, ranges);
-  return {wide, unsigned(threads), unsigned(groups), unsigned(div_up(all, steps)), steps};
+  return {wide,  unsigned(threads),     unsigned(groups), unsigned(div_up(all, steps)),
+          steps, unsigned(s.directions)};
 }
 
 template <class T>

@@ -6,7 +6,9 @@ namespace occam::kernels {
 inline constexpr int64_t kMostTaps = 8;
 
 struct ShortConvShape : SequenceRows {
-  int64_t c = 0, taps = 0;
+  int64_t c = 0, taps = 0, directions = 2;
+  /// Tokens behind it that a sum meets: in one direction its taps lie round the token.
+  OCCAM_HD int64_t ahead() const { return directions == 1 ? taps / 2 : 0; }
 };
 
 /// x has strides (b, t, direction) in elements, that of b without offsets only, and a contiguous last axis; y
@@ -28,7 +30,7 @@ struct ShortConvBackward {
   ShortConvForward<T> forward;  // y: null
   const T* gy = nullptr;
   T* gx = nullptr;  // null: x takes no gradient
-  /// [parts, 2, c, taps + 1]: gradients of w and, behind them, of bias, to be summed over the parts;
+  /// [parts, directions, c, taps + 1]: gradients of w and, behind them, of bias, to be summed over the parts;
   /// null: they take none.
   float* partial = nullptr;
 };

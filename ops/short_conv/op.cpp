@@ -21,8 +21,8 @@ struct Lane {
 
   Lane(const kernels::ShortConvForward<T>& args, int64_t lane)
       : a(args),
-        sequence(lane / 2),
-        direction(lane % 2),
+        sequence(lane / args.s.directions),
+        direction(lane % args.s.directions),
         begin(args.s.begin(sequence)),
         length(args.s.length(sequence)),
         taps(size_t(a.s.taps * a.s.c)) {
@@ -34,13 +34,15 @@ struct Lane {
   const T* x(int64_t step) const {
     return a.x + a.x_at(sequence) + token(step) * a.stride_t + direction * a.stride_r;
   }
-  int64_t packed(int64_t step) const { return ((begin + token(step)) * 2 + direction) * a.s.c; }
-  /// The step that tap i of `step` reads; negative before the sequence.
-  int64_t source(int64_t step, int64_t i) const { return step - (a.s.taps - 1) + i; }
+  int64_t packed(int64_t step) const { return ((begin + token(step)) * a.s.directions + direction) * a.s.c; }
+  /// The step that tap i of `step` reads, and the taps whose step the sequence has.
+  int64_t source(int64_t step, int64_t i) const { return step - (a.s.taps - 1) + i + a.s.ahead(); }
+  int64_t first_tap(int64_t step) const { return std::max<int64_t>(0, -source(step, 0)); }
+  int64_t end_tap(int64_t step) const { return std::min(a.s.taps, length - source(step, 0)); }
   /// bias + sum of taps.
   void sum(int64_t step, T* to) const {
     std::copy_n(a.bias + direction * a.s.c, a.s.c, to);
-    for (int64_t i = std::max<int64_t>(0, a.s.taps - 1 - step); i < a.s.taps; ++i)
+    for (int64_t i = first_tap(step); i < end_tap(step); ++i)
       add_product(taps.data() + i * a.s.c, x(source(step, i)), to, a.s.c);
   }
   OCCAM_VECTORIZED static void add_product(const T* p, const T* q, T* to, int64_t c) {
@@ -63,7 +65,7 @@ OCCAM_VECTORIZED void silu_slope_rows(const T* x, T* g, const T* gy, int64_t cou
 template <class T>
 void forward_cpu(const kernels::ShortConvForward<T>& a) {
 #pragma omp parallel for if (a.s.rows() * a.s.c > 8192)
-  for (int64_t n = 0; n < a.s.b * 2; ++n) {
+  for (int64_t n = 0; n < a.s.b * a.s.directions; ++n) {
     Lane<T> lane(a, n);
     std::vector<T> sum(size_t(a.s.c));
     for (int64_t step = 0; step < lane.length; ++step) {
@@ -73,11 +75,11 @@ void forward_cpu(const kernels::ShortConvForward<T>& a) {
   }
 }
 
-/// partial [b,2,c,taps+1].
+/// partial [b,directions,c,taps+1].
 template <class T>
 void backward_cpu(const kernels::ShortConvForward<T>& a, const T* gy, T* gx, T* partial) {
 #pragma omp parallel for if (a.s.rows() * a.s.c > 8192)
-  for (int64_t n = 0; n < a.s.b * 2; ++n) {
+  for (int64_t n = 0; n < a.s.b * a.s.directions; ++n) {
     Lane<T> lane(a, n);
     const size_t c = size_t(a.s.c);
     std::vector<T> sum(c), g(c), gw(size_t(a.s.taps + 1) * c, T(0)), ones(c, T(1));
@@ -85,7 +87,7 @@ void backward_cpu(const kernels::ShortConvForward<T>& a, const T* gy, T* gx, T* 
     for (int64_t step = 0; step < lane.length; ++step) {
       lane.sum(step, sum.data());
       silu_slope_rows(sum.data(), g.data(), gy + lane.packed(step), a.s.c);
-      for (int64_t i = std::max<int64_t>(0, a.s.taps - 1 - step); i < a.s.taps; ++i) {
+      for (int64_t i = lane.first_tap(step); i < lane.end_tap(step); ++i) {
         const int64_t from = lane.source(step, i);
         Lane<T>::add_product(lane.taps.data() + i * a.s.c, g.data(), gx + lane.packed(from), a.s.c);
         Lane<T>::add_product(lane.x(from), g.data(), gw.data() + i * a.s.c, a.s.c);
@@ -103,14 +105,14 @@ struct ShortConvOp {
     int64_t longest;
   };
   static constexpr OpInfo info{.name = "short_conv",
-                               .contract = "x: b t 2 c, w: 2 c k, bias: 2 c, offsets?: s -> b t 2 c",
+                               .contract = "x: b t r c, w: r c k, bias: r c, offsets?: s -> b t r c",
                                .layout = Layout::strided,
-                               .hint = "axis 2 of x is the direction"};
+                               .hint = "r = 2 directions, or 1 for taps round each token"};
 
   template <class T>
   static kernels::ShortConvForward<T> arguments(const Tensor& x, const Tensor& w, const Tensor& bias,
                                                 const Tensor& offsets, int64_t longest) {
-    return {{rows_of(x.shape(), offsets, longest), x.size(3), w.size(2)},
+    return {{rows_of(x.shape(), offsets, longest), x.size(3), w.size(2), x.size(2)},
             x.data<T>(),
             x.strides()[0],
             x.strides()[1],
@@ -123,6 +125,8 @@ struct ShortConvOp {
     OCCAM_CHECK(in[1].size(2) > 0 && in[1].size(2) <= kernels::kMostTaps, ErrorKind::shape,
                 "short_conv: w {} has {} taps, where 1 to {} are supported", in[1].shape().str(),
                 in[1].size(2), kernels::kMostTaps);
+    OCCAM_CHECK(in[0].size(2) == 1 || in[0].size(2) == 2, ErrorKind::shape,
+                "short_conv: x {} has {} directions", in[0].shape().str(), in[0].size(2));
     Tensor x = in[0].strides()[3] == 1 ? in[0] : raw::contiguous(in[0]), w = raw::contiguous(in[1]),
            bias = raw::contiguous(in[2]), y = empty(x.shape(), options_of(x)),
            offsets = in[3] ? raw::contiguous(in[3]) : Tensor();
@@ -148,25 +152,28 @@ struct ShortConvOp {
   static Grads backward(Ctx& c, GradsOut gy_given) {
     Tensor x = c.saved(0), w = c.saved(1), bias = c.saved(2), offsets = c.saved(3),
            gy = raw::contiguous(gy_given[0]);
-    const int64_t channels = x.size(3), taps = w.size(2), longest = c.attrs<Attrs>().longest;
+    const int64_t directions = x.size(2), channels = x.size(3), taps = w.size(2),
+                  longest = c.attrs<Attrs>().longest;
     const bool parameters = c.needs(1) || c.needs(2);
     Tensor gx = c.needs(0) || x.device().is_cpu() ? empty(x.shape(), options_of(x)) : Tensor(), partial;
     if (x.numel() == 0) {
-      partial = zeros({1, 2, channels, taps + 1}, {DType::f32, x.device()});
+      partial = zeros({1, directions, channels, taps + 1}, {DType::f32, x.device()});
     } else if (x.is_cuda()) {
       dispatch_cuda(x.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
           kernels::ShortConvBackward<T> a{arguments<T>(x, w, bias, offsets, longest), gy.data<T>(),
                                           gx ? gx.data<T>() : nullptr};
           if (parameters) {
-            partial = empty({kernels::short_conv_parts(a), 2, channels, taps + 1}, {DType::f32, x.device()});
+            partial = empty({kernels::short_conv_parts(a), directions, channels, taps + 1},
+                            {DType::f32, x.device()});
             a.partial = partial.data<float>();
           }
           kernels::short_conv_bwd(a, current_stream(x.device()).handle);
         });
       });
     } else {
-      partial = empty({rows_of(x.shape(), offsets, longest).b, 2, channels, taps + 1}, options_of(x));
+      partial =
+          empty({rows_of(x.shape(), offsets, longest).b, directions, channels, taps + 1}, options_of(x));
       dispatch_float(x.dtype(), [&]<class T>() {
         backward_cpu(arguments<T>(x, w, bias, offsets, longest), gy.data<T>(), gx.data<T>(),
                      partial.data<T>());
@@ -175,8 +182,8 @@ struct ShortConvOp {
     if (offsets && gx) clear_unused_rows(gx, offsets, x.size(0) * x.size(1));
     Grads grads{c.needs(0) ? gx : Tensor(), {}, {}, {}};
     if (parameters) {
-      Tensor sum =
-          raw::reshape(raw::sum_to_shape(partial, {1, 2, channels, taps + 1}), {2, channels, taps + 1});
+      Tensor sum = raw::reshape(raw::sum_to_shape(partial, {1, directions, channels, taps + 1}),
+                                {directions, channels, taps + 1});
       if (c.needs(1)) grads[1] = raw::contiguous(raw::slice(sum, 2, 0, taps));
       if (c.needs(2)) grads[2] = raw::contiguous(raw::select(sum, 2, taps));
     }

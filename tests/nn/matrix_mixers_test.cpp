@@ -76,6 +76,63 @@ TEST(Mamba2, EqualsItsRecurrence) {
   g.expect_heads(v);
 }
 
+/// y = M x of every head, M written out: below the diagonal what direction 0 has, above it what direction 1
+/// has, and on it a number of each token.
+TEST(Mamba2, HydraIsAQuasiseparableMatrix) {
+  const int64_t n = 5, taps = 3;
+  Golden g("mamba2", {12, 3}, 7, {{"state", "5"}, {"conv", "3"}, {"variant", "hydra"}});
+  const int64_t d = g.d, mixed = d + 4 * n;
+  std::vector<Vector> z, xbc, dt, delta;
+  for (int64_t t = 0; t < g.t; ++t) {
+    const Vector all = g.linear(g.of("ssm.in_proj.weight"), {}, g.input.data() + t * d, d);
+    z.emplace_back(all.begin(), all.begin() + d);
+    dt.push_back(g.linear(g.of("ssm.dt_proj.weight"), {}, g.input.data() + t * d, d));
+    for (size_t i = 0; i < dt.back().size(); ++i)
+      dt.back()[i] = softplus(dt.back()[i] + g.of("ssm.dt_bias")[i]);
+    Vector sums = g.of("ssm.conv_bias");
+    for (int64_t c = 0; c < mixed; ++c)
+      for (int64_t i = 0; i < taps; ++i) {
+        const int64_t from = t - 1 + i;
+        if (from < 0 || from >= g.t) continue;
+        const Vector there = g.linear(g.of("ssm.in_proj.weight"), {}, g.input.data() + from * d, d);
+        sums[size_t(c)] += g.of("ssm.conv_weight")[size_t(c * taps + i)] * there[size_t(d + c)];
+      }
+    for (double& s : sums) s = silu(s);
+    delta.push_back(g.linear(g.of("ssm.diagonal.weight"), g.of("ssm.diagonal.bias"), sums.data(), d));
+    xbc.push_back(sums);
+  }
+  Vector v(size_t(g.t * d), 0.0);
+  for (int64_t head = 0; head < g.h; ++head)
+    for (int64_t i = 0; i < g.t; ++i)
+      for (int64_t j = 0; j < g.t; ++j) {
+        double weight = delta[size_t(i)][size_t(head)];
+        if (i != j) {
+          const int64_t r = i > j ? 0 : 1, of_head = r * g.h + head, keys = d + r * 2 * n;
+          weight = dt[size_t(j)][size_t(of_head)];
+          // The decays behind j up to i, in the direction's order.
+          for (int64_t m = i; m != j; m += r == 0 ? -1 : 1)
+            weight *= std::exp(-dt[size_t(m)][size_t(of_head)] * std::exp(g.at("ssm.a_log", of_head)));
+          double product = 0;
+          for (int64_t a = 0; a < n; ++a)
+            product += xbc[size_t(i)][size_t(keys + n + a)] * xbc[size_t(j)][size_t(keys + a)];
+          weight *= product;
+        }
+        for (int64_t c = head * g.w; c < (head + 1) * g.w; ++c)
+          v[size_t(i * d + c)] += weight * xbc[size_t(j)][size_t(c)];
+      }
+  for (int64_t t = 0; t < g.t; ++t) {
+    double squares = 0;
+    for (int64_t c = 0; c < d; ++c) {
+      double& y = v[size_t(t * d + c)];
+      y *= silu(z[size_t(t)][size_t(c)]);
+      squares += y * y / double(d);
+    }
+    for (int64_t c = 0; c < d; ++c)
+      v[size_t(t * d + c)] *= g.of("ssm.norm_weight")[size_t(c)] / std::sqrt(squares + 1e-5);
+  }
+  g.expect_heads(v);
+}
+
 TEST(Mamba2, NewStepsAndRates) {
   auto mixer = make_mixer("mamba2", {192, 96});
   initialize(*mixer, 3);
@@ -227,6 +284,7 @@ TEST(MatrixMixers, LedgerOfOptions) {
   const MixerShape s{24, 2};
   for (auto& [name, options] : std::vector<std::pair<const char*, MixerOptions>>{
            {"mamba2", {{"state", "10"}, {"conv", "2"}}},
+           {"mamba2", {{"state", "10"}, {"variant", "hydra"}}},
            {"retention", {{"key", "5"}}},
            {"mlstm", {{"key", "7"}}},
            {"linear_attention", {{"key", "5"}, {"gate", "decay"}}},

@@ -20,8 +20,19 @@
 namespace occam {
 namespace {
 
+/// Options that make another mixer of one of the table, asked the same beside it.
+struct Variant {
+  std::string mixer;
+  MixerOptions options;
+};
+const std::map<std::string, Variant>& variants() {
+  static const std::map<std::string, Variant> all{{"mamba2_hydra", {"mamba2", {{"variant", "hydra"}}}}};
+  return all;
+}
+
 std::vector<std::string> names_with_tap() {
   std::vector<std::string> names;
+  for (const auto& [name, variant] : variants()) names.push_back(name);
   for (const MixerEntry& entry : mixer_table())
     if (make_mixer(entry.name, {8, 2, 2, 2, 1})->has_tap()) names.emplace_back(entry.name);
   return names;
@@ -34,8 +45,11 @@ INSTANTIATE_TEST_SUITE_P(All, MixerZoo, ::testing::ValuesIn(names_with_tap()),
 const MixerShape kShape{16, 2, 3, 4, 1};
 
 std::unique_ptr<TokenMixer> filled(const std::string& name, const MixerShape& shape = kShape,
-                                   const MixerOptions& options = {}) {
-  auto mixer = make_mixer(name, shape, options);
+                                   MixerOptions options = {}) {
+  const auto variant = variants().find(name);
+  if (variant != variants().end())
+    options.insert(variant->second.options.begin(), variant->second.options.end());
+  auto mixer = make_mixer(variant == variants().end() ? name : variant->second.mixer, shape, options);
   initialize(*mixer, 5);
   return mixer;
 }
@@ -165,6 +179,7 @@ Lesson lesson_of(const std::string& mixer) {
   static const std::map<std::string, Lesson> others{{"bilstm2d", {Task::row_end}},
                                                     {"dwconv", {Task::local_average}},
                                                     {"mamba2", {Task::far_copy, {{"state", "16"}}}},
+                                                    {"mamba2_hydra", {Task::far_copy, {{"state", "16"}}}},
                                                     {"pool", {Task::mean}},
                                                     {"s4d", {Task::lag}}};
   const auto found = others.find(mixer);

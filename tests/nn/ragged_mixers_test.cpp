@@ -39,6 +39,7 @@ std::vector<Case> taking() {
     if (made({entry.name, {}})->takes_ragged()) cases.push_back({entry.name, {}});
   for (const char* name : {"mingru", "minlstm"}) cases.push_back({name, {{"gates", "dense"}}});
   cases.push_back({"linear_attention", {{"gate", "decay"}}});
+  cases.push_back({"mamba2", {{"variant", "hydra"}}});
   return cases;
 }
 
