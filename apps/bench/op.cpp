@@ -17,18 +17,19 @@ struct Work {
   Cost total;
   double in_bytes = 0, out_bytes = 0;
   int calls = 0;
+  std::string op;  // the last one
 };
 
 /// Adds up the op calls while it lives.
 class WorkCounter : public OpObserver {
  public:
   explicit WorkCounter(Work& work) : work_(work) {}
-  void after(const OpEntry&, In inputs, const Outs& outputs, const Cost& cost) override {
+  void after(const OpEntry& entry, In inputs, const Outs& outputs, const Cost& cost) override {
     if (cost.flops == 0 && cost.bytes == 0) return;  // a view
     work_.total.flops += cost.flops, work_.total.bytes += cost.bytes;
     for (const Tensor& t : inputs) work_.in_bytes += bytes_of(t);
     for (const Tensor& t : outputs) work_.out_bytes += bytes_of(t);
-    ++work_.calls;
+    ++work_.calls, work_.op = entry.info.name;
   }
 
  private:
@@ -75,18 +76,18 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
     lines.push_back(line_of(c, "forward", t, work.total, most, replay.captured()));
   }
   if (!requires_grad(y)) return lines;
-  const Tensor gy = ones(y.shape(), options_of(y));
-  const std::shared_ptr<Node> node = y.impl().autograd->node;
-  const int output = y.impl().autograd->output;
   // One op: its backward alone, again and again on what it saved. Several: a whole pass, less its forward.
   const bool alone = work.calls == 1;
+  Edge last{y.impl().autograd->node, y.impl().autograd->output};
+  while (alone && last.node->name() != work.op) last = last.node->edges.at(0);  // views of what it gave
+  const Tensor gy = ones(alone ? last.node->outputs[size_t(last.output)].shape : y.shape(), options_of(y));
   Replay replay(device);
   const auto backward_pass = [&] {
     if (alone) {
       NoGrad no_grad;
-      std::vector<Tensor> cotangents(node->outputs.size());
-      cotangents[size_t(output)] = gy;
-      node->backward(cotangents);
+      std::vector<Tensor> cotangents(last.node->outputs.size());
+      cotangents[size_t(last.output)] = gy;
+      last.node->backward(cotangents);
     } else {
       backward(c.call(inputs), gy);
     }

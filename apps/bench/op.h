@@ -5,6 +5,7 @@
 
 #include "apps/bench/timing.h"
 #include "core/io/json.h"
+#include "core/ragged.h"
 #include "core/tensor.h"
 
 namespace occam {
@@ -28,6 +29,11 @@ struct OpCase {
 std::vector<OpCase> op_cases(const std::string& op, const OpSizes& sizes, Device device, DType dtype);
 /// Those of the ops that token mixers other than attention are made of, without a check of names.
 std::vector<OpCase> scan_cases(const OpSizes& sizes, Device device, DType dtype);
+/// As many sequences of mixed lengths as images, from a fifth of the tokens to all of them, evenly drawn;
+/// what a case says of them; and the shape [n,...] of their rows for [b,t,...], other shapes as they are.
+Sequences mixed_sequences(const OpSizes& sizes, Device device);
+std::string what_of(const Sequences& rows);
+Shape ragged_shape(const Shape& padded, const OpSizes& sizes, const Sequences& rows);
 /// Ops of op_table() that are neither views nor have a case.
 std::vector<std::string> ops_without_case();
 

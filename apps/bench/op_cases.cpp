@@ -206,15 +206,18 @@ class Cases {
           return Tensors{values({s_.batch, h, t, w}), values({s_.batch, h, t, w})};
         },
         [](const Tensors& in) { return matmul(in[0], in[1], false, true); });
+    const Sequences mixed = mixed_sequences(s_, device_);
     auto add_rnn = [&](const char* name, decltype(lstm)* op, int64_t gates) {
-      add(
-          name, fmt::format("[{},{},{},{}], states of {}", s_.batch, t, h, w, w),
-          [this, h, t, w, rows = gates * w] {
-            return Tensors{values({s_.batch, t, h, w}), values({2, h, rows, w}, true, -0.1, 0.1),
-                           values({2, h, rows, w}, true, -0.1, 0.1), values({2, h, rows}),
-                           values({2, h, rows})};
-          },
-          [op](const Tensors& in) { return op(in[0], in[1], in[2], in[3], in[4], {}); });
+      for (const Sequences& rows : {Sequences{}, mixed}) {
+        const Shape padded{s_.batch, t, h, w}, x = rows ? ragged_shape(padded, s_, rows) : padded;
+        add(
+            name, fmt::format("{}, states of {}", rows ? what_of(rows) : padded.str(), w),
+            [this, x, h, w, g = gates * w] {
+              return Tensors{values(x), values({2, h, g, w}, true, -0.1, 0.1),
+                             values({2, h, g, w}, true, -0.1, 0.1), values({2, h, g}), values({2, h, g})};
+            },
+            [op, rows](const Tensors& in) { return op(in[0], in[1], in[2], in[3], in[4], rows); });
+      }
     };
     add_rnn("lstm", lstm, 4);
     add_rnn("gru", gru, 3);
