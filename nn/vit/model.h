@@ -58,7 +58,7 @@ struct ModelConfig {
     v("recompute", recompute,
       "what training does not keep but makes again in backward, to the same bits; mlps: their hidden layers, "
       "about "
-      "half of the memory; blocks: all but the blocks' inputs, at a third more time",
+      "of the memory at a tenth more time; blocks: all but the blocks' inputs, at a third more time",
       Choices{"none", "mlps", "blocks"});
     v("replace", replace, "mixers put in place of attention, one mapping or a list");
   }
