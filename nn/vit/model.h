@@ -57,8 +57,7 @@ struct ModelConfig {
     v("dropout", dropout, "dropout of embedded tokens and inside the MLPs", Range{0, 0.99});
     v("recompute", recompute,
       "what training does not keep but makes again in backward, to the same bits; mlps: their hidden layers, "
-      "about "
-      "of the memory at a tenth more time; blocks: all but the blocks' inputs, at a third more time",
+      "40 % of the memory for a tenth more time; blocks: all but the blocks' inputs, for a third more time",
       Choices{"none", "mlps", "blocks"});
     v("replace", replace, "mixers put in place of attention, one mapping or a list");
   }
