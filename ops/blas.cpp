@@ -9,7 +9,9 @@
 
 #include "core/check.h"
 #include "core/dispatch.h"
+#include "core/vmath.h"
 #include "ops/reduce/add_rows.h"
+#include "ops/wide_product.h"
 #if OCCAM_CUDA
 #include "core/cuda/cublaslt.h"
 #endif
@@ -36,8 +38,63 @@ constexpr int64_t kFewTerms = 128, kLeastRows = 256, kMostRows = 1024;
 /// of threads: d alone has too few elements for many of them. So many elements may all parts have.
 constexpr int64_t kLongSum = 1024, kSumParts = 16, kMostPartial = int64_t{1} << 24;
 
+/// So few rows do not pay for packing b.
+constexpr int64_t kLeastWideRows = 24;
+
+bool serves_wide(const Product& p) {
+  return p.dtype_ab == DType::f32 && wide_vectors() && p.batch == 1 && !p.trans_a && p.m >= kLeastWideRows;
+}
+
+/// Threads pack b together, then each makes a part of the rows, and of the columns where there are few rows.
+void product_wide(const Product& p, const float* a, int64_t lda, const float* b, int64_t ldb, float* d,
+                  int64_t ldd) {
+  WideProduct whole{.m = p.m, .n = p.n, .k = p.k, .a = a, .lda = lda, .b = b, .ldb = ldb, .d = d, .ldd = ldd};
+  whole.alpha = float(p.alpha), whole.beta = float(p.beta), whole.bias = static_cast<const float*>(p.bias);
+  whole.gelu = static_cast<float*>(p.gelu), whole.slope_at = static_cast<const float*>(p.slope_at);
+  if (omp_in_parallel() || double(p.m) * double(p.n) * double(p.k) < 1e5)
+    return wide_product_packing(whole, p.trans_b);
+  const int64_t panels = (p.n + kWideColumns - 1) / kWideColumns, threads = omp_get_max_threads();
+  const int64_t row_parts = std::clamp<int64_t>(p.m / 8, 1, threads);
+  const int64_t column_parts = std::min(panels, std::max<int64_t>(1, threads / row_parts));
+  const Tensor packed = empty({wide_packed(p.k, p.n)}, {DType::f32, kCPU});
+  float* panel_of = packed.data<float>();
+#pragma omp parallel if (threads > 1)
+  {
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < panels; ++i) wide_pack(p.trans_b, b, ldb, p.k, p.n, i, i + 1, panel_of);
+#pragma omp for schedule(static)
+    for (int64_t i = 0; i < row_parts * column_parts; ++i) {
+      const int64_t row_part = i % row_parts, column_part = i / row_parts;
+      const int64_t first = row_part * p.m / row_parts;
+      const int64_t column = column_part * panels / column_parts * kWideColumns;
+      const int64_t last = std::min(p.n, (column_part + 1) * panels / column_parts * kWideColumns);
+      const int64_t at = first * ldd + column;
+      WideProduct w = whole;
+      w.m = (row_part + 1) * p.m / row_parts - first, w.n = last - column;
+      w.a += first * lda, w.b = panel_of + column * p.k, w.ldb = 0, w.d += at;
+      if (w.bias != nullptr) w.bias += column;
+      if (w.gelu != nullptr) w.gelu += at;
+      if (w.slope_at != nullptr) w.slope_at += at;
+      wide_product(w);
+    }
+  }
+}
+
 bool cut_sum(const Product& p) {
   return p.trans_a && !p.trans_b && p.k >= kLongSum && p.m * p.n * kSumParts <= kMostPartial;
+}
+
+/// d packed, on this thread.
+template <class T>
+void product_of_part(const Product& p, const T* a, int64_t lda, const T* b, int64_t ldb, T* d) {
+  if constexpr (std::is_same_v<T, float>)
+    if (wide_vectors() && p.n % 16 == 0) {
+      WideProduct w{
+          .trans_a = p.trans_a, .m = p.m, .n = p.n, .k = p.k, .a = a, .lda = lda, .b = b, .ldb = ldb};
+      w.d = d, w.ldd = p.n, w.alpha = float(p.alpha);
+      return wide_product(w);
+    }
+  gemm_cpu(p, a, int(lda), b, int(ldb), d, int(p.n));
 }
 
 /// d = sum over parts of k, each a product of one thread; row_sums on the way.
@@ -51,8 +108,7 @@ void product_by_sums(const Product& p, const T* a, int64_t lda, const T* b, int6
     const int64_t first = s * p.k / kSumParts, count = (s + 1) * p.k / kSumParts - first;
     Product part = p;
     part.k = count, part.beta = 0;
-    gemm_cpu(part, a + first * lda, int(lda), b + first * ldb, int(ldb), partial.data<T>() + s * size,
-             int(p.n));
+    product_of_part(part, a + first * lda, lda, b + first * ldb, ldb, partial.data<T>() + s * size);
     if (p.row_sums != nullptr) add_rows(a + first * lda, count, lda, p.m, sums.data() + s * p.m);
   }
 #pragma omp parallel for schedule(static)
@@ -80,6 +136,8 @@ void add_bias(const Product& p, T* d, int64_t ldd, int64_t first, int64_t last) 
 /// Rows shared among threads by us or by OpenBLAS; then the bias.
 template <class T>
 void product_by_rows(const Product& p, const T* a, int64_t lda, const T* b, int64_t ldb, T* d, int64_t ldd) {
+  if constexpr (std::is_same_v<T, float>)
+    if (serves_wide(p)) return product_wide(p, a, lda, b, ldb, d, ldd);
   const int64_t threads = omp_in_parallel() ? 1 : omp_get_max_threads();
   if (p.trans_a || p.k > kFewTerms || p.m < kLeastRows * threads) {
     gemm_cpu(p, a, int(lda), b, int(ldb), d, int(ldd));
@@ -131,9 +189,10 @@ cuda::GemmArgs gemm_args(const Product& p, const void* a, const void* b, void* d
 
 bool product_fuses(const Product& p, const void* a, const void* b, void* d) {
   if (p.device.is_cpu())
-    return p.batch == 1 && p.dtype_ab == p.dtype_d && (p.row_sums == nullptr || cut_sum(p));
+    return p.batch == 1 && p.dtype_ab == p.dtype_d && (p.row_sums == nullptr || cut_sum(p)) &&
+           ((p.gelu == nullptr && p.slope_at == nullptr) || serves_wide(p));
 #if OCCAM_CUDA
-  if (p.device.is_cuda() && p.m > 0 && p.n > 0 && p.k > 0)
+  if (p.device.is_cuda() && p.gelu == nullptr && p.slope_at == nullptr && p.m > 0 && p.n > 0 && p.k > 0)
     return cuda::gemm_supported(gemm_args(p, a, b, d), current_stream(p.device).handle);
 #endif
   return false;

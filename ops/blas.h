@@ -19,6 +19,10 @@ struct Product {
   /// matrix, `row_sums` [m] receives the sums over k of op(a) (the bias gradient beside a weight gradient).
   const void* bias = nullptr;
   void* row_sums = nullptr;
+  /// On the CPU, of one matrix. `gelu` receives GELU of d's elements (d itself, if that is not wanted apart);
+  /// with `slope_at`, elements of d are multiplied by the slope of GELU there.
+  void* gelu = nullptr;
+  const void* slope_at = nullptr;
 };
 void matrix_product(const Product& p, const void* a, const void* b, void* d);
 /// Can the device do this product with its bias or row_sums?

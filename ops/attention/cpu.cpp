@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <limits>
+#include <type_traits>
 
 #include "core/dtype.h"
 #include "core/tensor.h"
@@ -97,6 +98,8 @@ Tensor thread_scratch(int64_t count) {
 
 template <class T>
 void attention_forward_cpu(const AttentionCpu<T>& a) {
+  if constexpr (std::is_same_v<T, float>)
+    if (wide_vectors()) return attention_forward_wide(a);
   int64_t rows = tile_rows(a.t, a.b * a.h), tiles = (a.t + rows - 1) / rows, items = a.b * a.h * tiles;
   int64_t stride = 3 * a.h * a.d, out_stride = a.h * a.d;
   Tensor scratch = thread_scratch<T>(rows * (a.t + 1));
@@ -121,6 +124,8 @@ void attention_forward_cpu(const AttentionCpu<T>& a) {
 
 template <class T>
 void attention_backward_cpu(const AttentionCpu<T>& a) {
+  if constexpr (std::is_same_v<T, float>)
+    if (wide_vectors()) return attention_backward_wide(a);
   int64_t rows = tile_rows(a.t, a.b * a.h), stride = 3 * a.h * a.d, out_stride = a.h * a.d;
   Tensor scratch = thread_scratch<T>(2 * rows * a.t);
   T* room = scratch.data<T>();

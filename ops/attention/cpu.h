@@ -21,4 +21,8 @@ void attention_forward_cpu(const AttentionCpu<T>& a);
 template <class T>
 void attention_backward_cpu(const AttentionCpu<T>& a);
 
+/// The same by vectors of 64 bytes (`ops/wide_product.h`).
+void attention_forward_wide(const AttentionCpu<float>& a);
+void attention_backward_wide(const AttentionCpu<float>& a);
+
 }  // namespace occam

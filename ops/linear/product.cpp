@@ -104,7 +104,12 @@ GeluProduct times_weight_gelu(const Tensor& x, const Tensor& w, const Tensor& b,
   Product p = forward_product(x, w);
   const bool fuses = z.is_cpu() && b;  // on a GPU bias and GELU are one pass
   if (fuses) p.bias = b.data_ptr();
+  if (z.is_cpu()) {
+    p.gelu = out.y.data_ptr();
+    if (!product_fuses(p, x.data_ptr(), w.data_ptr(), z.data_ptr())) p.gelu = nullptr;
+  }
   matrix_product(p, x.data_ptr(), w.data_ptr(), z.data_ptr());
+  if (p.gelu != nullptr) return out;
   add_bias(z, fuses ? Tensor() : b, out.y, true);
   return out;
 }
@@ -141,7 +146,12 @@ GeluGradient input_gradient_gelu(const Tensor& g, const Tensor& w, const Tensor&
     out.z = empty_like(z);
     if (fused_gelu_gradient(g, w, z, out)) return out;
   }
-  out.z = through_gelu(z, input_gradient(g, w, z.shape()));
+  Product p = product_like(g);
+  p.m = rows_of(z), p.n = w.size(1), p.k = w.size(0), p.slope_at = z.data_ptr();
+  if (out.z && g.is_cpu() && product_fuses(p, g.data_ptr(), w.data_ptr(), out.z.data_ptr()))
+    matrix_product(p, g.data_ptr(), w.data_ptr(), out.z.data_ptr());
+  else
+    out.z = through_gelu(z, input_gradient(g, w, z.shape()));
   if (want_columns) out.columns = sum_to_shape(out.z, {w.size(1)}, wide);
   return out;
 }

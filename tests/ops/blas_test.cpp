@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "core/rng.h"
+#include "core/vmath.h"
 
 namespace occam {
 namespace {
@@ -16,7 +17,7 @@ struct Case {
   int64_t m, n, k;
   bool trans_a, trans_b;
   double alpha, beta;
-  bool bias, row_sums;
+  bool bias, row_sums, gelu = false, slope = false;
 };
 
 class CpuProduct : public testing::TestWithParam<Case> {};
@@ -42,6 +43,10 @@ TEST_P(CpuProduct, IsTheSumOverKWhateverTheThreads) {
   p.alpha = c.alpha, p.beta = c.beta;
   if (c.bias) p.bias = bias.data_ptr();
   if (c.row_sums) p.row_sums = sums.data_ptr();
+  const Tensor y = empty_like(d), at = rand_normal({c.m * c.n}, 0, 1, rng);
+  const bool fuses = wide_vectors();
+  if (c.gelu && fuses) p.gelu = y.data_ptr();
+  if (c.slope && fuses) p.slope_at = at.data_ptr();
   ASSERT_TRUE(product_fuses(p, a.data_ptr(), b.data_ptr(), d.data_ptr()));
   const int threads = omp_get_max_threads();
   std::vector<float> of_one_thread;
@@ -53,7 +58,16 @@ TEST_P(CpuProduct, IsTheSumOverKWhateverTheThreads) {
     for (int64_t i = 0; i < d.numel(); ++i) {
       double expected = want[size_t(i)] + (c.bias ? double(bias.data<float>()[i % c.n]) : 0.0);
       if (c.beta != 0) expected += c.beta * before.data<float>()[i];
-      const double allowed = double(c.k + 4) * 0x1p-24 * (size[size_t(i)] + 8);
+      double allowed = double(c.k + 4) * 0x1p-24 * (size[size_t(i)] + 8);
+      if (p.slope_at != nullptr) {
+        const double slope = gelu_slope(double(at.data<float>()[i]));
+        allowed = allowed * std::abs(slope) + 4e-7 * (1 + std::abs(slope)) * std::abs(expected);
+        expected *= slope;
+      }
+      if (p.gelu != nullptr) {
+        const double x = d.data<float>()[i];
+        ASSERT_NEAR(y.data<float>()[i], gelu_of(x), 4e-7 * (std::abs(x) + 1)) << "element " << i;
+      }
       ASSERT_NEAR(d.data<float>()[i], expected, allowed) << "element " << i << ", " << count << " threads";
     }
     for (int64_t i = 0; c.row_sums && i < c.m; ++i)
@@ -79,7 +93,20 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{40, 24, 1023, true, false, 1, 0, false, false},     // just too few terms to be cut
                     Case{40, 24, 1024, true, false, 1, 0, false, true},      // and just enough
                     Case{1, 3, 3001, true, false, 2, 0.5, false, true},      //
-                    Case{65, 33, 2500, true, false, 1, 1, false, false}));
+                    Case{65, 33, 2500, true, false, 1, 1, false, false},     //
+                    Case{29, 48, 2500, true, false, 1, 0, false, true}));    // columns in whole vectors
+
+INSTANTIATE_TEST_SUITE_P(
+    Wide, CpuProduct,
+    testing::Values(Case{24, 1, 1, false, true, 1, 0, true, false, true},         // one column
+                    Case{24, 3, 0, false, true, 1, 0, true, false, true},         // no terms: the bias
+                    Case{30, 200, 33, false, true, 1, 0, true, false, true},      // shared by columns too
+                    Case{113, 16, 256, false, true, 1, 0, true, false, false},    // half a panel, two blocks
+                    Case{113, 17, 257, false, false, 0.5, 2, true, false, true},  // two parts of the terms
+                    Case{45, 47, 515, false, true, 1, 1, false, false, true},     // three
+                    Case{45, 49, 515, false, false, 2, 0, false, false, false, true},
+                    Case{57, 80, 20, false, false, 1, 0, false, false, false, true},
+                    Case{130, 40, 1024, false, true, 1, 0, true, false, true}));  // rows of a far apart
 
 }  // namespace
 }  // namespace occam

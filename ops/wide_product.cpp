@@ -1,0 +1,234 @@
+#include "ops/wide_product.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "core/vmath.h"
+
+namespace occam {
+
+namespace {
+
+constexpr int64_t kLanes = 16;
+typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
+typedef int32_t I __attribute__((vector_size(64)));
+
+/// Rows of a whose part, times kWideTerms, stays in the L2 cache while panels of b pass.
+constexpr int64_t kBlockRows = 112;
+/// Rows so far apart meet in few sets of the L1 cache: their parts are copied to rows of kCopied.
+constexpr int64_t kFarApart = 512, kCopied = kWideTerms + kLanes;
+
+/// One tile of at most kWideRows x kWideColumns.
+struct Tile {
+  const float* a;
+  int64_t lda;
+  const float* b;
+  int64_t ldb, k, columns;
+  float* d;
+  int64_t ldd;
+  float alpha, beta;
+  const float* bias;
+  float* gelu;
+  const float* slope_at;
+};
+
+/// What is left of a tile beyond the plain sums: alpha and so on of columns that fill no vectors, GELU.
+OCCAM_WIDE [[gnu::noinline]] void finish(const Tile& t, const float* sums, int64_t ld, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* d = t.d + r * t.ldd;
+    for (int64_t c = 0; c < t.columns; ++c) {
+      float v = t.alpha * sums[r * ld + c];
+      if (t.beta != 0) v += t.beta * d[c];
+      d[c] = t.bias != nullptr ? v + t.bias[c] : v;
+    }
+  }
+}
+OCCAM_WIDE [[gnu::noinline]] void through_gelu(const Tile& t, int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    float* d = t.d + r * t.ldd;
+    if (t.gelu != nullptr) {
+      float* y = t.gelu + r * t.ldd;
+      for (int64_t c = 0; c < t.columns; ++c) y[c] = gelu_of(d[c]);
+    } else {
+      const float* z = t.slope_at + r * t.ldd;
+      for (int64_t c = 0; c < t.columns; ++c) d[c] *= gelu_slope(z[c]);
+    }
+  }
+}
+
+template <int kRows, int kVectors, bool kTransA>
+OCCAM_WIDE void tile(const Tile& t) {
+  V sum[kRows][kVectors] = {};
+  const float *a = t.a, *b = t.b;
+  const int64_t row = kTransA ? 1 : t.lda, step = kTransA ? t.lda : 1, ldb = t.ldb;
+  for (int64_t k = t.k; k > 0; --k) {
+    V columns[kVectors];
+#pragma GCC unroll 2
+    for (int c = 0; c < kVectors; ++c) columns[c] = reinterpret_cast<const V*>(b)[c];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      const float x = a[r * row];
+#pragma GCC unroll 2
+      for (int c = 0; c < kVectors; ++c) sum[r][c] += x * columns[c];
+    }
+    a += step, b += ldb;
+  }
+  if (t.columns == kVectors * kLanes) {
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r) {
+      V* d = reinterpret_cast<V*>(t.d + r * t.ldd);
+#pragma GCC unroll 2
+      for (int c = 0; c < kVectors; ++c) {
+        V v = t.alpha * sum[r][c];
+        if (t.beta != 0) v += t.beta * d[c];
+        if (t.bias != nullptr) v += reinterpret_cast<const V*>(t.bias)[c];
+        d[c] = v;
+      }
+    }
+  } else {
+    alignas(64) float sums[kRows][kVectors * kLanes];
+#pragma GCC unroll 14
+    for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 2
+      for (int c = 0; c < kVectors; ++c) reinterpret_cast<V*>(sums[r])[c] = sum[r][c];
+    finish(t, sums[0], kVectors * kLanes, kRows);
+  }
+  if (t.gelu != nullptr || t.slope_at != nullptr) through_gelu(t, kRows);
+}
+
+using TileFn = void (*)(const Tile&);
+template <int kVectors, bool kTransA>
+TileFn tile_of(int64_t rows) {
+  static constexpr TileFn kTiles[] = {
+      tile<1, kVectors, kTransA>,  tile<2, kVectors, kTransA>,  tile<3, kVectors, kTransA>,
+      tile<4, kVectors, kTransA>,  tile<5, kVectors, kTransA>,  tile<6, kVectors, kTransA>,
+      tile<7, kVectors, kTransA>,  tile<8, kVectors, kTransA>,  tile<9, kVectors, kTransA>,
+      tile<10, kVectors, kTransA>, tile<11, kVectors, kTransA>, tile<12, kVectors, kTransA>,
+      tile<13, kVectors, kTransA>, tile<14, kVectors, kTransA>};
+  return kTiles[rows - 1];
+}
+
+/// Up to 16 rows, of 16 floats each, become columns of a panel, columns without a row 0.
+OCCAM_WIDE [[gnu::always_inline]] inline void transpose16(const float* from, int64_t ld, int64_t rows,
+                                                          float* to) {
+  V a[kLanes], b[kLanes];
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) a[i] = i < rows ? *reinterpret_cast<const V*>(from + i * ld) : V{};
+  const I low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
+  // Shuffling rows i and i + 8 perfectly moves one bit of the row's number to the column's; four times all.
+#pragma GCC unroll 2
+  for (int twice = 0; twice < 2; ++twice) {
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low),
+            b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
+#pragma GCC unroll 8
+    for (int i = 0; i < 8; ++i)
+      a[2 * i] = __builtin_shuffle(b[i], b[i + 8], low),
+            a[2 * i + 1] = __builtin_shuffle(b[i], b[i + 8], high);
+  }
+#pragma GCC unroll 16
+  for (int i = 0; i < kLanes; ++i) *reinterpret_cast<V*>(to + i * kWideColumns) = a[i];
+}
+
+/// Half a panel: `columns` of 16, the rest 0.
+OCCAM_WIDE void pack_half(bool trans, const float* b, int64_t ldb, int64_t k, int64_t columns, float* to) {
+  int64_t done = 0;
+  if (trans)
+    for (; done + kLanes <= k; done += kLanes) transpose16(b + done, ldb, columns, to + done * kWideColumns);
+  for (int64_t i = done; i < k; ++i) {
+    float* row = to + i * kWideColumns;
+    const float* from = trans ? b + i : b + i * ldb;
+    if (!trans && columns == kLanes) {
+      *reinterpret_cast<V*>(row) = *reinterpret_cast<const V*>(from);
+      continue;
+    }
+    for (int64_t c = 0; c < columns; ++c) row[c] = from[trans ? c * ldb : c];
+    for (int64_t c = columns; c < kLanes; ++c) row[c] = 0;
+  }
+}
+
+OCCAM_WIDE void copy_rows(const float* from, int64_t ld, int64_t rows, int64_t k, float* to) {
+  for (int64_t r = 0; r < rows; ++r)
+    for (int64_t i = 0; i < k; ++i) to[r * kCopied + i] = from[r * ld + i];
+}
+
+/// The part of the sums that begins with term first, one of as many terms as others.
+struct Part {
+  int64_t first, terms;
+  bool last;
+};
+int64_t parts_of(const WideProduct& p) { return std::max<int64_t>(1, (p.k + kWideTerms - 1) / kWideTerms); }
+Part part_of(const WideProduct& p, int64_t i) {
+  const int64_t parts = parts_of(p), first = i * p.k / parts;
+  return {first, (i + 1) * p.k / parts - first, i == parts - 1};
+}
+
+/// Rows first to first + rows - 1 of a panel of columns; a and b begin with the part's first term.
+void panel_of_rows(const WideProduct& p, const Part& part, int64_t first, int64_t rows, int64_t column,
+                   const float* a, int64_t lda, const float* b, int64_t ldb) {
+  const int64_t tiles = (rows + kWideRows - 1) / kWideRows;
+  Tile t{.lda = lda, .b = b, .ldb = ldb, .k = part.terms, .columns = std::min(kWideColumns, p.n - column)};
+  t.ldd = p.ldd, t.alpha = p.alpha, t.beta = part.first == 0 ? p.beta : 1.0f;
+  if (p.bias != nullptr && part.last) t.bias = p.bias + column;
+  const bool half = t.columns <= kLanes;
+  for (int64_t i = 0; i < tiles; ++i) {
+    const int64_t r = i * rows / tiles, count = (i + 1) * rows / tiles - r;
+    const int64_t at = (first + r) * p.ldd + column;
+    t.a = a + (p.trans_a ? r : r * lda), t.d = p.d + at;
+    if (p.gelu != nullptr && part.last) t.gelu = p.gelu + at;
+    if (p.slope_at != nullptr && part.last) t.slope_at = p.slope_at + at;
+    if (p.trans_a)
+      (half ? tile_of<1, true>(count) : tile_of<2, true>(count))(t);
+    else
+      (half ? tile_of<1, false>(count) : tile_of<2, false>(count))(t);
+  }
+}
+
+const float* rows_at(const WideProduct& p, int64_t row, int64_t term) {
+  return p.a + (p.trans_a ? row + term * p.lda : row * p.lda + term);
+}
+
+}  // namespace
+
+void wide_pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, int64_t first, int64_t last,
+               float* to) {
+  for (int64_t column = first * kWideColumns; column < last * kWideColumns; column += kLanes) {
+    if (column >= n) break;  // tiles of half a panel do not read the other half
+    const int64_t columns = std::min(n - column, kLanes), half = column % kWideColumns;
+    pack_half(trans, b + (trans ? column * ldb : column), ldb, k, columns, to + (column - half) * k + half);
+  }
+}
+
+void wide_product(const WideProduct& p) {
+  const int64_t blocks = (p.m + kBlockRows - 1) / kBlockRows;
+  const bool copies = !p.trans_a && p.lda % kFarApart == 0 && p.n > kWideColumns;
+  alignas(64) float copy[kBlockRows * kCopied];
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = block * p.m / blocks, rows = (block + 1) * p.m / blocks - first;
+    for (int64_t i = 0; i < parts_of(p); ++i) {
+      const Part part = part_of(p, i);
+      const float* a = rows_at(p, first, part.first);
+      if (copies) copy_rows(a, p.lda, rows, part.terms, copy);
+      for (int64_t column = 0; column < p.n; column += kWideColumns) {
+        const float* b =
+            p.ldb > 0 ? p.b + part.first * p.ldb + column : p.b + column * p.k + part.first * kWideColumns;
+        panel_of_rows(p, part, first, rows, column, copies ? copy : a, copies ? kCopied : p.lda, b,
+                      p.ldb > 0 ? p.ldb : kWideColumns);
+      }
+    }
+  }
+}
+
+void wide_product_packing(const WideProduct& p, bool trans_b) {
+  alignas(64) float packed[kWideColumns * kWideTerms];
+  for (int64_t column = 0; column < p.n; column += kWideColumns)
+    for (int64_t i = 0; i < parts_of(p); ++i) {
+      const Part part = part_of(p, i);
+      const float* b = p.b + (trans_b ? column * p.ldb + part.first : part.first * p.ldb + column);
+      wide_pack(trans_b, b, p.ldb, part.terms, std::min(kWideColumns, p.n - column), 0, 1, packed);
+      panel_of_rows(p, part, 0, p.m, column, rows_at(p, 0, part.first), p.lda, packed, kWideColumns);
+    }
+}
+
+}  // namespace occam

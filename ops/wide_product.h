@@ -1,0 +1,42 @@
+#pragma once
+// Products of f32 matrices by vectors of 64 bytes, for processors with wide_vectors(). One thread's work
+// each; who calls them shares rows among threads. Sums run over k in order, in parts of kWideTerms, whatever
+// the rows and columns beside them: same bits for any division of the work.
+#include <cstdint>
+
+namespace occam {
+
+constexpr int64_t kWideRows = 14, kWideColumns = 32;  // a tile: 28 sums of 16 floats stay in registers
+constexpr int64_t kWideTerms = 256;
+
+/// Floats that the packed form of b[k,n] has: panels of kWideColumns columns, [panels][k][kWideColumns], the
+/// last filled up with zeros.
+constexpr int64_t wide_packed(int64_t k, int64_t n) {
+  return (n + kWideColumns - 1) / kWideColumns * kWideColumns * k;
+}
+/// Panels first to last - 1; `to` is the place of panel 0.
+void wide_pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, int64_t first, int64_t last,
+               float* to);
+
+/// d[m,n] = alpha op(a)[m,k] b[k,n] + beta d + bias; then gelu = GELU(d), which may be d, or d *=
+/// GELU'(slope_at).
+struct WideProduct {
+  bool trans_a = false;
+  int64_t m = 0, n = 0, k = 0;
+  const float* a = nullptr;
+  int64_t lda = 0;
+  const float* b = nullptr;  // packed; with ldb: rows of that stride, n a multiple of 16
+  int64_t ldb = 0;
+  float* d = nullptr;
+  int64_t ldd = 0;
+  float alpha = 1, beta = 0;
+  const float* bias = nullptr;
+  float* gelu = nullptr;  // of stride ldd, like slope_at
+  const float* slope_at = nullptr;
+};
+void wide_product(const WideProduct& p);
+/// The same of b [k,n], or its transpose, as it is, of stride ldb: a panel at a time is packed on the stack.
+/// For products too small to share.
+void wide_product_packing(const WideProduct& p, bool trans_b);
+
+}  // namespace occam
