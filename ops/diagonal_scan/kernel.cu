@@ -3,6 +3,7 @@
 #include "ops/diagonal_scan/kernel.h"
 
 #include "core/cuda/launch.h"
+#include "core/cuda/vec.cuh"
 #include "ops/diagonal_scan/cells.cuh"
 
 namespace occam::kernels {
@@ -20,22 +21,6 @@ template <class Cell>
 constexpr int kStepsBack = Cell::kParts == 3 ? 2 : 3;
 template <class Cell, class T>
 constexpr int kBlocksBack = Cell::kParts == 3 ? kBlocks<T> : 0;
-
-template <class T, int kV>
-struct alignas(sizeof(T) * kV) Few {
-  T v[kV];
-};
-template <class T, int kV>
-__device__ __forceinline__ Few<T, kV> load(const T* from) {
-  return *reinterpret_cast<const Few<T, kV>*>(from);
-}
-template <class T, int kV>
-__device__ __forceinline__ void store(T* to, const float (&v)[kV]) {
-  Few<T, kV> few;
-#pragma unroll
-  for (int i = 0; i < kV; ++i) few.v[i] = from_acc<T>(v[i]);
-  *reinterpret_cast<Few<T, kV>*>(to) = few;
-}
 
 /// Where a thread works.
 template <int kV>
@@ -85,13 +70,13 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
       for (int j = 0; j < kV; ++j)
         h[j] = sums.product[k * chains + at.chain + j] * h[j] + sums.state[k * chains + at.chain + j];
   for (int64_t p = at.first; p < at.last; p += kSteps) {
-    Few<T, kV> in[kSteps][Cell::kParts];
+    Pack<T, kV> in[kSteps][Cell::kParts];
 #pragma unroll
     for (int n = 0; n < kSteps; ++n)
       if (p + n < at.last)
 #pragma unroll
         for (int i = 0; i < Cell::kParts; ++i)
-          in[n][i] = load<T, kV>(a.part[i] + (at.row + (p + n) * at.row_step) * a.stride + at.channel);
+          in[n][i] = load_pack<kV>(a.part[i] + (at.row + (p + n) * at.row_step) * a.stride + at.channel);
 #pragma unroll
     for (int n = 0; n < kSteps; ++n)
       if (p + n < at.last) {
@@ -102,7 +87,7 @@ __global__ void __launch_bounds__(kThreads, kBlocks<T>)
           for (int i = 0; i < Cell::kParts; ++i) v[i] = to_acc(in[n][i].v[j]) + bias[i][j];
           product[j] *= Cell::template step<kFast>(v, h[j]);
         }
-        if (!sums_only) store(a.y + (at.row + (p + n) * at.row_step) * a.s.w + at.channel, h);
+        if (!sums_only) store_acc(a.y + (at.row + (p + n) * at.row_step) * a.s.w + at.channel, h);
       }
   }
   if (sums_only)
@@ -132,16 +117,17 @@ __global__ void __launch_bounds__(kThreads, kBlocksBack<Cell, T>)
         d[j] = sums.product[k * chains + at.chain + j] * d[j] + sums.state[k * chains + at.chain + j];
   constexpr int kBack = kStepsBack<Cell>;
   constexpr int kGy = Cell::kParts, kY = kGy + 1;  // beside the parts
-  Few<T, kV> in[kBack][kY + 1], next[kBack][kY + 1];
-  auto fetch = [&](Few<T, kV>(&to)[kBack][kY + 1], int64_t end) {
+  Pack<T, kV> in[kBack][kY + 1], next[kBack][kY + 1];
+  auto fetch = [&](Pack<T, kV>(&to)[kBack][kY + 1], int64_t end) {
 #pragma unroll
     for (int n = 0; n < kBack; ++n) {
       const int64_t p = end - 1 - n, row = at.row + p * at.row_step;
       if (p < at.first) continue;
 #pragma unroll
-      for (int i = 0; i < Cell::kParts; ++i) to[n][i] = load<T, kV>(a.part[i] + row * a.stride + at.channel);
-      to[n][kGy] = load<T, kV>(a.gy + row * a.s.w + at.channel);
-      if (p > 0 && !sums_only) to[n][kY] = load<T, kV>(a.y + (row - at.row_step) * a.s.w + at.channel);
+      for (int i = 0; i < Cell::kParts; ++i)
+        to[n][i] = load_pack<kV>(a.part[i] + row * a.stride + at.channel);
+      to[n][kGy] = load_pack<kV>(a.gy + row * a.s.w + at.channel);
+      if (p > 0 && !sums_only) to[n][kY] = load_pack<kV>(a.y + (row - at.row_step) * a.s.w + at.channel);
     }
   };
   fetch(in, at.last);
@@ -168,7 +154,7 @@ __global__ void __launch_bounds__(kThreads, kBlocksBack<Cell, T>)
         if (!sums_only)
 #pragma unroll
           for (int i = 0; i < Cell::kParts; ++i)
-            store(a.g_part[i] + (at.row + p * at.row_step) * a.stride + at.channel, g[i]);
+            store_acc(a.g_part[i] + (at.row + p * at.row_step) * a.stride + at.channel, g[i]);
       }
     }
 #pragma unroll

@@ -24,12 +24,12 @@ struct Walk {
     const int64_t first = (int64_t(blockIdx.x) * a.s.tokens() + a.s.prefix) * a.s.c + channel;
     from = a.from + first, to = a.to + first;
     if (channel >= c) return;
-    if (a.bias != nullptr) load(a.bias + channel, base);
-    if (a.image_base != nullptr) load(a.image_base + int64_t(blockIdx.x) * c + channel, base);
+    if (a.bias != nullptr) load_acc(a.bias + channel, base);
+    if (a.image_base != nullptr) load_acc(a.image_base + int64_t(blockIdx.x) * c + channel, base);
   }
   __device__ int64_t at(int row, int column) const { return (int64_t(row) * gw + column) * c; }
   __device__ void put_sum(const Convolve<T>& a, int unit, const float (&sum)[V]) const {
-    if (a.sums != nullptr) store(a.sums + (int64_t(blockIdx.x) * units + unit) * c + channel, sum);
+    if (a.sums != nullptr) store_acc(a.sums + (int64_t(blockIdx.x) * units + unit) * c + channel, sum);
   }
 };
 
@@ -53,13 +53,13 @@ __global__ void __launch_bounds__(kLanes* kAnyWarps) dwconv_any(Convolve<T> a) {
         for (int j = 0; j < kw; ++j) {
           const int row = r + i - kh / 2, tap = i * kw + j;
           float w[V];
-          load(a.w + int64_t(a.flip ? kh * kw - 1 - tap : tap) * t.c + t.channel, w);
+          load_acc(a.w + int64_t(a.flip ? kh * kw - 1 - tap : tap) * t.c + t.channel, w);
 #pragma unroll
           for (int n = 0; n < kStrip; ++n) {
             const int p = q + n + j - kw / 2;
             if (p < 0 || p >= t.gw) continue;
             float x[V];
-            load(t.from + t.at(row, p), x);
+            load_acc(t.from + t.at(row, p), x);
 #pragma unroll
             for (int v = 0; v < V; ++v) sum[n][v] += w[v] * x[v];
           }
@@ -68,10 +68,10 @@ __global__ void __launch_bounds__(kLanes* kAnyWarps) dwconv_any(Convolve<T> a) {
       for (int n = 0; n < kStrip; ++n)
         if (q + n < last) {
           float x[V];
-          load(t.from + t.at(r, q + n), x);
+          load_acc(t.from + t.at(r, q + n), x);
 #pragma unroll
           for (int v = 0; v < V; ++v) over_patches[v] += x[v];
-          store(t.to + t.at(r, q + n), sum[n]);
+          store_acc(t.to + t.at(r, q + n), sum[n]);
         }
     }
     t.put_sum(a, unit, over_patches);
@@ -112,7 +112,7 @@ __global__ void __launch_bounds__(kLanes* kAnyWarps)
       const T *gy = a.gy + first + int64_t(n.r) * gw * c, *x = a.x + first + int64_t(seen) * gw * c;
       float window[kStrip][V];  // x at columns q + j + k - kw/2
       auto at = [&](int p, float(&to)[V]) {
-        if (!rest && p >= 0 && p < gw) return load(x + int64_t(p) * c, to);
+        if (!rest && p >= 0 && p < gw) return load_acc(x + int64_t(p) * c, to);
 #pragma unroll
         for (int v = 0; v < V; ++v) to[v] = rest ? 1.0f : 0.0f;
       };
@@ -120,7 +120,7 @@ __global__ void __launch_bounds__(kLanes* kAnyWarps)
       for (int k = 0; k + 1 < kStrip; ++k) at(j + k - kw / 2, window[k]);
       for (int q = 0; q < gw; ++q) {
         float g[V];
-        load(gy + int64_t(q) * c, g);
+        load_acc(gy + int64_t(q) * c, g);
         at(q + j + kStrip - 1 - kw / 2, window[kStrip - 1]);
 #pragma unroll
         for (int k = 0; k < kStrip; ++k)

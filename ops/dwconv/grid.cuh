@@ -1,7 +1,7 @@
 #pragma once
 // What the kernels of this folder share: lanes of channels, the convolution's arguments, sums over a block.
 #include "core/cuda/launch.h"
-#include "core/cuda/math.cuh"
+#include "core/cuda/vec.cuh"
 #include "ops/dwconv/kernel.h"
 
 namespace occam::kernels {
@@ -23,32 +23,6 @@ constexpr int kColumns = 64 / sizeof(T);
 constexpr int kForwardBytes = 52 << 10;
 template <class T>
 constexpr int kBackwardBytes = (sizeof(T) == 4 ? 40 : 28) << 10;
-
-/// V neighbouring channels of a lane.
-template <class T, int V>
-struct alignas(sizeof(T) * V) Few {
-  T v[V];
-};
-template <int V, class T>
-__device__ __forceinline__ Few<T, V> load_few(const T* from) {
-  return *reinterpret_cast<const Few<T, V>*>(from);
-}
-template <int V, class T>
-__device__ __forceinline__ void widen(const Few<T, V>& few, float (&to)[V]) {
-#pragma unroll
-  for (int n = 0; n < V; ++n) to[n] = to_acc(few.v[n]);
-}
-template <int V, class T>
-__device__ __forceinline__ void load(const T* from, float (&to)[V]) {
-  widen(load_few<V>(from), to);
-}
-template <int V, class T>
-__device__ __forceinline__ void store(T* to, const float (&from)[V]) {
-  Few<T, V> few;
-#pragma unroll
-  for (int n = 0; n < V; ++n) few.v[n] = from_acc<T>(from[n]);
-  *reinterpret_cast<Few<T, V>*>(to) = few;
-}
 
 /// What the convolution and its gradient for x share: to = base + sum of taps round each patch.
 template <class T>

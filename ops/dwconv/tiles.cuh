@@ -28,7 +28,7 @@ struct Tile {
 /// Starts copying rows x columns tokens from (r, q) on, zero outside the grid, of this lane's two channels
 /// into `to` [rows, columns, kLanes]; warps share the rows.
 template <class T>
-__device__ void fetch(const T* image, Few<T, 2>* to, int gh, int gw, int c, int r, int q, int rows,
+__device__ void fetch(const T* image, Pack<T, 2>* to, int gh, int gw, int c, int r, int q, int rows,
                       int columns) {
   for (int i = threadIdx.y; i < rows; i += blockDim.y) {
     const bool in_row = r + i >= 0 && r + i < gh;
@@ -58,14 +58,14 @@ __global__ void __launch_bounds__(kLanes* kTileWarps) dwconv_tiles(Convolve<T> a
   const int channel = (int(blockIdx.y) * kLanes + int(threadIdx.x)) * 2, c = int(s.c);
   const int gh = int(s.gh), gw = int(s.gw);
   const bool inside = channel < c;
-  Few<T, 2>* const buffer = reinterpret_cast<Few<T, 2>*>(memory);
+  Pack<T, 2>* const buffer = reinterpret_cast<Pack<T, 2>*>(memory);
   const int size = tiles.seen_rows * tiles.seen_columns * kLanes;
   float w[K][K][2] = {}, bias[2] = {};
   if (inside) {
 #pragma unroll
     for (int tap = 0; tap < K * K; ++tap)
-      load(a.w + int64_t(a.flip ? K * K - 1 - tap : tap) * c + channel, w[tap / K][tap % K]);
-    if (a.bias != nullptr) load(a.bias + channel, bias);
+      load_acc(a.w + int64_t(a.flip ? K * K - 1 - tap : tap) * c + channel, w[tap / K][tap % K]);
+    if (a.bias != nullptr) load_acc(a.bias + channel, bias);
   }
   auto start = [&](int64_t n, int which) {
     const Tile t(tiles, n);
@@ -82,11 +82,11 @@ __global__ void __launch_bounds__(kLanes* kTileWarps) dwconv_tiles(Convolve<T> a
     __syncthreads();
     const Tile t(tiles, n);
     float base[2] = {bias[0], bias[1]};
-    if (inside && a.image_base != nullptr) load(a.image_base + t.image * c + channel, base);
+    if (inside && a.image_base != nullptr) load_acc(a.image_base + t.image * c + channel, base);
     T* const to = a.to + (t.image * s.tokens() + s.prefix) * c + channel;
     const int columns = min(tiles.columns, gw - t.q);
     for (int i = threadIdx.y; inside && i < tiles.rows && t.r + i < gh; i += kTileWarps) {
-      const Few<T, 2>* seen = buffer + which * size + i * tiles.seen_columns * kLanes + threadIdx.x;
+      const Pack<T, 2>* seen = buffer + which * size + i * tiles.seen_columns * kLanes + threadIdx.x;
       T* out = to + (int64_t(t.r + i) * gw + t.q) * c;
       float sum[K][2], over_patches[2] = {};  // sum[j]: of the output that has got taps 0 to j
 #pragma unroll
@@ -106,7 +106,7 @@ __global__ void __launch_bounds__(kLanes* kTileWarps) dwconv_tiles(Convolve<T> a
             sum[j][v] = total;
           }
         if (p < K - 1) continue;
-        store(out + int64_t(p - (K - 1)) * c, sum[K - 1]);
+        store_acc(out + int64_t(p - (K - 1)) * c, sum[K - 1]);
       }
       if (a.sums == nullptr) continue;
       seen = buffer + which * size + ((i + K / 2) * tiles.seen_columns + K / 2) * kLanes + threadIdx.x;
@@ -116,7 +116,7 @@ __global__ void __launch_bounds__(kLanes* kTileWarps) dwconv_tiles(Convolve<T> a
         over_patches[0] += x[0], over_patches[1] += x[1];
       }
       const int64_t unit = (t.image * gh + t.r + i) * tiles.across + t.q / tiles.columns;
-      store(a.sums + unit * c + channel, over_patches);
+      store_acc(a.sums + unit * c + channel, over_patches);
     }
     __syncthreads();
   }
@@ -132,7 +132,7 @@ __global__ void __launch_bounds__(kLanes* kTileWarps)
   const int channel = (int(blockIdx.y) * kLanes + int(threadIdx.x)) * 2, c = int(s.c);
   const int gh = int(s.gh), gw = int(s.gw);
   const bool inside = channel < c;
-  Few<T, 2>* const buffer = reinterpret_cast<Few<T, 2>*>(memory);
+  Pack<T, 2>* const buffer = reinterpret_cast<Pack<T, 2>*>(memory);
   const int size_x = tiles.seen_rows * tiles.seen_columns * kLanes;
   const int size = size_x + tiles.rows * tiles.columns * kLanes;
   auto start = [&](int64_t n, int which) {
@@ -153,8 +153,8 @@ __global__ void __launch_bounds__(kLanes* kTileWarps)
     wait_copies<1>();
     __syncthreads();
     for (int i = threadIdx.y; inside && i < tiles.rows; i += kTileWarps) {
-      const Few<T, 2>* seen = buffer + which * size + i * tiles.seen_columns * kLanes + threadIdx.x;
-      const Few<T, 2>* gy = buffer + which * size + size_x + i * tiles.columns * kLanes + threadIdx.x;
+      const Pack<T, 2>* seen = buffer + which * size + i * tiles.seen_columns * kLanes + threadIdx.x;
+      const Pack<T, 2>* gy = buffer + which * size + size_x + i * tiles.columns * kLanes + threadIdx.x;
       float g[K][2] = {};  // gy at columns p - j, where x is at p - K/2
 #pragma unroll 1
       for (int p = 0; p < tiles.columns + K - 1; ++p, seen += kLanes) {

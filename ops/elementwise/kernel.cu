@@ -1,5 +1,7 @@
 #include "ops/elementwise/kernel.h"
 
+#include <algorithm>
+
 #include "core/cuda/launch.h"
 #include "core/cuda/vec.cuh"
 
@@ -23,47 +25,104 @@ __device__ __forceinline__ float combine(float a, float b) {
     return a / b;
 }
 
-template <class T, Binary Op>
-__global__ void binary_packed(const T* a, const T* b, T* y, int64_t packs) {
-  OCCAM_GRID_LOOP(i, packs) {
-    float x[kPack<T>], z[kPack<T>];
-    load_acc(a + i * kPack<T>, x);
-    load_acc(b + i * kPack<T>, z);
+/// kWide elements of an operand, or one that stands for all of them.
+template <int kWide, class T>
+__device__ __forceinline__ void fetch(const T* from, bool one, float (&to)[kWide]) {
+  if (!one) return load_acc(from, to);
 #pragma unroll
-    for (int k = 0; k < kPack<T>; ++k) x[k] = combine<Op>(x[k], z[k]);
-    store_acc(y + i * kPack<T>, x);
-  }
+  for (int k = 0; k < kWide; ++k) to[k] = to_acc(*from);
 }
 
-template <class T, Binary Op>
-__global__ void binary_strided(const T* a, const T* b, T* y, BroadcastPlan plan) {
+/// n / divisor for n below 2^31 as a product: with 2^(s-1) < divisor <= 2^s and m = 2^(32+s) / divisor
+/// rounded up, n m / 2^(32+s) is off by less than 1 / divisor (Granlund and Montgomery, PLDI 1994).
+struct Divider {
+  uint32_t factor, shift;
+  __device__ uint32_t operator()(uint32_t n) const {
+    return uint32_t((uint64_t(__umulhi(n, factor)) + n) >> shift);  // m = 2^32 + factor
+  }
+};
+Divider divider_of(int64_t divisor) {
+  uint32_t shift = 0;
+  while ((int64_t(1) << shift) < divisor) ++shift;
+  return {
+      uint32_t(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - uint64_t(divisor))) / uint64_t(divisor) + 1),
+      shift};
+}
+/// A plan of fewer than 2^31 threads.
+struct Walk {
+  BroadcastPlan plan;
+  Divider by[8];
+};
+
+/// A thread makes kWide elements side by side; the plan counts these as one.
+template <int kWide, class T, Binary Op>
+__global__ void binary_kernel(const T* a, const T* b, T* y, Walk walk) {
+  const BroadcastPlan& plan = walk.plan;
+  const bool one_a = plan.a[plan.rank - 1] == 0, one_b = plan.b[plan.rank - 1] == 0;
   OCCAM_GRID_LOOP(i, plan.count) {
-    int64_t rest = i, at_a = 0, at_b = 0;
-    for (int axis = plan.rank - 1; axis >= 0; --axis) {
-      int64_t index = rest % plan.shape[axis];
-      rest /= plan.shape[axis];
+    uint32_t rest = uint32_t(i);
+    int64_t at_a = 0, at_b = 0;
+    for (int axis = plan.rank - 1; axis > 0; --axis) {
+      const uint32_t next = walk.by[axis](rest), index = rest - next * uint32_t(plan.shape[axis]);
       at_a += index * plan.a[axis];
       at_b += index * plan.b[axis];
+      rest = next;
     }
-    y[i] = from_acc<T>(combine<Op>(to_acc(a[at_a]), to_acc(b[at_b])));
+    at_a += rest * plan.a[0], at_b += rest * plan.b[0];
+    float x[kWide], z[kWide];
+    fetch(a + at_a, one_a, x);
+    fetch(b + at_b, one_b, z);
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) x[k] = combine<Op>(x[k], z[k]);
+    store_acc(y + i * kWide, x);
   }
 }
 
-template <class T>
+template <int kWide, class T>
 __global__ void scale_shift_kernel(const T* x, T* y, int64_t count, float factor, float shift) {
-  OCCAM_GRID_LOOP(i, count) y[i] = from_acc<T>(to_acc(x[i]) * factor + shift);
+  OCCAM_GRID_LOOP(i, count / kWide) {
+    float v[kWide];
+    load_acc(x + i * kWide, v);
+#pragma unroll
+    for (int k = 0; k < kWide; ++k) v[k] = v[k] * factor + shift;
+    store_acc(y + i * kWide, v);
+  }
+}
+
+/// Whether each of an operand's runs along the innermost axis is whole packs, or one element.
+template <class T>
+bool has_packs(const BroadcastPlan& p, const T* x, const int64_t* strides) {
+  const int last = p.rank - 1;
+  if (strides[last] == 0) return true;
+  const bool outer = std::all_of(strides, strides + last, [](int64_t s) { return s % kPack<T> == 0; });
+  return strides[last] == 1 && outer && aligned16(x);
+}
+
+template <int kWide, class T, Binary Op>
+void launch_wide(const T* a, const T* b, T* y, const BroadcastPlan& p, void* stream) {
+  if (p.count >= int64_t(1) << 31) {  // in two halves of the first axis that has any
+    BroadcastPlan half = p;
+    int axis = 0;
+    while (p.shape[axis] == 1) ++axis;
+    half.shape[axis] = p.shape[axis] / 2, half.count = p.count / p.shape[axis] * half.shape[axis];
+    launch_wide<kWide, T, Op>(a, b, y, half, stream);
+    a += half.shape[axis] * p.a[axis], b += half.shape[axis] * p.b[axis], y += half.count * kWide;
+    half.shape[axis] = p.shape[axis] - half.shape[axis], half.count = p.count - half.count;
+    return launch_wide<kWide, T, Op>(a, b, y, half, stream);
+  }
+  Walk walk{p, {}};
+  for (int axis = 1; axis < p.rank; ++axis) walk.by[axis] = divider_of(p.shape[axis]);
+  binary_kernel<kWide, T, Op><<<grid_for(p.count, kThreads), kThreads, 0, as_stream(stream)>>>(a, b, y, walk);
+  check_launch("binary", stream);
 }
 
 template <class T, Binary Op>
-void launch(const T* a, const T* b, T* y, const BroadcastPlan& p, void* stream) {
-  bool flat = p.rank == 1 && p.a[0] == 1 && p.b[0] == 1 && aligned16(a, b, y) && p.count % kPack<T> == 0;
-  if (flat) {
-    int64_t packs = p.count / kPack<T>;
-    binary_packed<T, Op><<<grid_for(packs, kThreads), kThreads, 0, as_stream(stream)>>>(a, b, y, packs);
-  } else {
-    binary_strided<T, Op><<<grid_for(p.count, kThreads), kThreads, 0, as_stream(stream)>>>(a, b, y, p);
-  }
-  check_launch("binary", stream);
+void launch(const T* a, const T* b, T* y, BroadcastPlan p, void* stream) {
+  int64_t& n = p.shape[p.rank - 1];
+  const bool packs = n % kPack<T> == 0 && aligned16(y) && has_packs(p, a, p.a) && has_packs(p, b, p.b);
+  if (!packs) return launch_wide<1, T, Op>(a, b, y, p, stream);
+  n /= kPack<T>, p.count /= kPack<T>, p.a[p.rank - 1] *= kPack<T>, p.b[p.rank - 1] *= kPack<T>;
+  launch_wide<kPack<T>, T, Op>(a, b, y, p, stream);
 }
 
 }  // namespace
@@ -86,8 +145,10 @@ void binary(Binary op, const T* a, const T* b, T* y, const BroadcastPlan& plan, 
 template <class T>
 void scale_shift(const T* x, T* y, int64_t count, float factor, float shift, void* stream) {
   if (count == 0) return;
-  scale_shift_kernel<<<grid_for(count, kThreads), kThreads, 0, as_stream(stream)>>>(x, y, count, factor,
-                                                                                    shift);
+  const bool packs = count % kPack<T> == 0 && aligned16(x, y);
+  auto* kernel = packs ? scale_shift_kernel<kPack<T>, T> : scale_shift_kernel<1, T>;
+  kernel<<<grid_for(packs ? count / kPack<T> : count, kThreads), kThreads, 0, as_stream(stream)>>>(
+      x, y, count, factor, shift);
   check_launch("scale_shift", stream);
 }
 

@@ -47,10 +47,19 @@ OP_SPEC(elementwise) {
     const char* name;
     Shape a, b;
   };
-  const Form forms[] = {
-      {"same", {3, 5}, {3, 5}},         {"packs", {16, 32}, {16, 32}}, {"row", {4, 7}, {7}},
-      {"column", {4, 7}, {4, 1}},       {"both", {4, 1, 3}, {5, 1}},   {"scalar", {2, 3}, {}},
-      {"middle", {2, 5, 3}, {2, 1, 3}}, {"empty", {0, 3}, {3}}};
+  const Form forms[] = {{"same", {3, 5}, {3, 5}},
+                        {"packs", {16, 32}, {16, 32}},
+                        {"row", {4, 7}, {7}},
+                        {"column", {4, 7}, {4, 1}},
+                        {"both", {4, 1, 3}, {5, 1}},
+                        {"scalar", {2, 3}, {}},
+                        {"middle", {2, 5, 3}, {2, 1, 3}},
+                        {"empty", {0, 3}, {3}},
+                        {"packs-leading", {3, 5, 16}, {5, 16}},
+                        {"packs-column", {5, 16}, {5, 1}},
+                        {"packs-middle", {2, 5, 8}, {2, 1, 8}},
+                        {"packs-both", {3, 1, 8}, {5, 1}},
+                        {"odd-leading", {3, 5, 7}, {5, 7}}};
   for (const Case& c : cases)
     for (const Form& form : forms) {
       auto op = c.op;

@@ -11,21 +11,6 @@ using namespace cuda;
 namespace {
 
 template <int kWide, class T>
-__device__ __forceinline__ void load(const T* from, float (&to)[kWide]) {
-  if constexpr (kWide == 1)
-    to[0] = to_acc(from[0]);
-  else
-    load_acc(from, to);
-}
-template <int kWide, class T>
-__device__ __forceinline__ void store(T* to, const float (&from)[kWide]) {
-  if constexpr (kWide == 1)
-    to[0] = from_acc<T>(from[0]);
-  else
-    store_acc(to, from);
-}
-
-template <int kWide, class T>
 __global__ void lines_of_tokens_kernel(const T* tokens, T* lines, LinesShape s, float scale) {
   const int64_t length = s.length(), of_all = int64_t(blockIdx.x) / length,
                 step = int64_t(blockIdx.x) % length;
@@ -36,10 +21,10 @@ __global__ void lines_of_tokens_kernel(const T* tokens, T* lines, LinesShape s, 
     const unsigned i = e % q, head = e / q % h, set = e / q / h;
     const unsigned at = s.shared ? head * q + i : (head * s.sets + set) * q + i;
     float v[kWide];
-    load<kWide>(tokens + (image * s.tokens() + s.token(int(set), line, step)) * s.token_width() + at, v);
+    load_acc(tokens + (image * s.tokens() + s.token(int(set), line, step)) * s.token_width() + at, v);
 #pragma unroll
     for (int k = 0; k < kWide; ++k) v[k] *= factor;
-    store<kWide>(lines + int64_t(blockIdx.x) * width + e, v);
+    store_acc(lines + int64_t(blockIdx.x) * width + e, v);
   }
 }
 
@@ -58,7 +43,7 @@ __global__ void tokens_of_lines_kernel(const T* lines, T* tokens, LinesShape s, 
       const int64_t row = before ? token : s.row(int(set), token - s.prefix), count = before ? s.lines() : 1;
 #pragma unroll 8
       for (int64_t line = 0; line < count; ++line) {
-        load<kWide>(from + (row + line * s.length()) * s.step_width(), v);
+        load_acc(from + (row + line * s.length()) * s.step_width(), v);
 #pragma unroll
         for (int k = 0; k < kWide; ++k) sum[k] += v[k];
       }
@@ -66,7 +51,7 @@ __global__ void tokens_of_lines_kernel(const T* lines, T* tokens, LinesShape s, 
     const float factor = token < s.prefix ? scale : 1;
 #pragma unroll
     for (int k = 0; k < kWide; ++k) sum[k] *= factor;
-    store<kWide>(tokens + int64_t(blockIdx.x) * width + e, sum);
+    store_acc(tokens + int64_t(blockIdx.x) * width + e, sum);
   }
 }
 

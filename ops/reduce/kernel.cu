@@ -1,7 +1,10 @@
 #include "ops/reduce/kernel.h"
 
+#include <algorithm>
+
 #include "core/cuda/launch.h"
 #include "core/cuda/reduce.cuh"
+#include "core/cuda/vec.cuh"
 
 namespace occam::kernels {
 
@@ -22,17 +25,37 @@ __global__ void reduce_sum_rows(const T* x, Y* y, int64_t rows, int64_t n) {
   }
 }
 
-/// A thread a column; blockIdx.y takes a part of the rows and writes its partial sum.
-template <class T, class Y>
-__global__ void reduce_sum_columns(const T* x, Y* y, int64_t outer, int64_t n, int64_t inner, int64_t chunk) {
-  int64_t columns = outer * inner;
-  int64_t first = int64_t(blockIdx.y) * chunk, last = first + chunk < n ? first + chunk : n;
-  OCCAM_GRID_LOOP(c, columns) {
-    const T* p = x + (c / inner) * n * inner + c % inner;
-    float sum = 0;
-    for (int64_t k = first; k < last; ++k) sum += to_acc(p[k * inner]);
-    y[int64_t(blockIdx.y) * columns + c] = from_acc<Y>(sum);
+/// A thread kWide neighbouring columns, and every blockDim.y-th row of the part that blockIdx.y says: a block
+/// writes its partial sum of these.
+template <int kWide, class T, class Y>
+__global__ void __launch_bounds__(kThreads)
+    reduce_sum_columns(const T* x, Y* y, int64_t outer, int64_t n, int64_t inner, int64_t chunk) {
+  const int64_t columns = outer * inner, step = int64_t(blockDim.y) * inner;
+  const int64_t c = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kWide;
+  const int64_t first = int64_t(blockIdx.y) * chunk, last = first + chunk < n ? first + chunk : n;
+  float sum[kWide] = {}, v[kWide];
+  if (c < columns) {
+    const T* p = x + (c / inner) * n * inner + c % inner + (first + threadIdx.y) * inner;
+#pragma unroll 8
+    for (int64_t k = first + threadIdx.y; k < last; k += blockDim.y, p += step) {
+      load_acc(p, v);
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) sum[j] += v[j];
+    }
   }
+  if (blockDim.y > 1) {
+    __shared__ float sums[kThreads][kWide];
+#pragma unroll
+    for (int j = 0; j < kWide; ++j) sums[threadIdx.y * blockDim.x + threadIdx.x][j] = sum[j];
+    __syncthreads();
+    if (threadIdx.y > 0) return;
+    for (unsigned row = 1; row < blockDim.y; ++row)
+#pragma unroll
+      for (int j = 0; j < kWide; ++j) sum[j] += sums[row * blockDim.x + threadIdx.x][j];
+  }
+  if (c >= columns) return;
+#pragma unroll
+  for (int j = 0; j < kWide; ++j) y[int64_t(blockIdx.y) * columns + c + j] = from_acc<Y>(sum[j]);
 }
 
 template <class T>
@@ -60,45 +83,59 @@ __global__ void reduce_max_bwd_kernel(const T* gy, const int64_t* index, T* gx, 
   }
 }
 
-/// Parts the summed axis is cut into, so that a few long columns still fill the device.
-int64_t parts_of(int64_t outer, int64_t n, int64_t inner) {
-  if (inner == 1 && n >= 64) return 1;
-  int64_t columns = outer * inner,
-          wanted = int64_t(device_limits().sm_count) * 2048 / (columns > 0 ? columns : 1);
-  int64_t parts = wanted < n / 32 ? wanted : n / 32;
-  return parts < 1 ? 1 : parts > 1024 ? 1024 : parts;
+/// Blocks of a sum along columns.
+struct Columns {
+  int wide;       // columns of a thread
+  dim3 block;     // threads side by side, and rows at a time
+  int64_t tiles;  // blocks side by side
+  int64_t parts;  // that the summed axis is cut into, so that a few long columns still fill the device
+
+  template <class T>
+  Columns(const T* x, int64_t outer, int64_t n, int64_t inner)
+      : wide(inner % kPack<T> == 0 && aligned16(x) ? kPack<T> : 1), block(kThreads) {
+    const int64_t groups = std::max<int64_t>(outer * inner / wide, 1);
+    while (block.x > kWarp && (n >= 16 * block.y && (groups < block.x || block.y < 8)))
+      block.x /= 2, block.y *= 2;
+    tiles = div_up<int64_t>(groups, block.x);
+    const int64_t wanted = int64_t(device_limits().sm_count) * 8 / tiles, most = n / (16 * block.y);
+    parts = std::clamp<int64_t>(std::min(wanted, most), 1, 256);
+  }
+};
+
+template <class T, class Y>
+void sum_columns(const T* x, Y* y, int64_t outer, int64_t n, int64_t inner, const Columns& by, int64_t parts,
+                 void* stream) {
+  auto* kernel = by.wide > 1 ? reduce_sum_columns<kPack<T>, T, Y> : reduce_sum_columns<1, T, Y>;
+  const dim3 grid(grid_of_blocks(by.tiles), unsigned(parts));
+  kernel<<<grid, by.block, 0, as_stream(stream)>>>(x, y, outer, n, inner,
+                                                   div_up(std::max<int64_t>(n, 1), parts));
+  check_launch("reduce_sum_columns", stream);
 }
+
+/// Whether a row is one sum, which then has a block.
+bool by_rows(int64_t n, int64_t inner) { return inner == 1 && n >= 64; }
 
 }  // namespace
 
-int64_t reduce_scratch(int64_t outer, int64_t n, int64_t inner) {
-  int64_t parts = parts_of(outer, n, inner);
+template <class T>
+int64_t reduce_scratch(const T* x, int64_t outer, int64_t n, int64_t inner) {
+  if (by_rows(n, inner)) return 0;
+  const int64_t parts = Columns(x, outer, n, inner).parts;
   return parts > 1 ? parts * outer * inner : 0;
 }
 
 template <class T, class Y>
 void reduce_sum(const T* x, Y* y, int64_t outer, int64_t n, int64_t inner, float* scratch, void* stream) {
-  int64_t columns = outer * inner;
+  const int64_t columns = outer * inner;
   if (columns == 0) return;
-  if (inner == 1 && n >= 64) {
+  if (by_rows(n, inner)) {
     reduce_sum_rows<<<grid_of_rows(outer), kThreads, 0, as_stream(stream)>>>(x, y, outer, n);
-    check_launch("reduce_sum_rows", stream);
-    return;
+    return check_launch("reduce_sum_rows", stream);
   }
-  int64_t parts = parts_of(outer, n, inner);
-  unsigned grid = grid_for(columns, kThreads);
-  if (parts == 1) {
-    reduce_sum_columns<<<dim3(grid, 1), kThreads, 0, as_stream(stream)>>>(x, y, outer, n, inner,
-                                                                          n > 0 ? n : 1);
-  } else {
-    int64_t chunk = div_up(n, parts);
-    reduce_sum_columns<<<dim3(grid, unsigned(parts)), kThreads, 0, as_stream(stream)>>>(x, scratch, outer, n,
-                                                                                        inner, chunk);
-    check_launch("reduce_sum_columns", stream);
-    reduce_sum_columns<<<dim3(grid, 1), kThreads, 0, as_stream(stream)>>>(scratch, y, 1, parts, columns,
-                                                                          parts);
-  }
-  check_launch("reduce_sum_columns", stream);
+  const Columns by(x, outer, n, inner);
+  if (by.parts == 1) return sum_columns(x, y, outer, n, inner, by, 1, stream);
+  sum_columns(x, scratch, outer, n, inner, by, by.parts, stream);
+  sum_columns(scratch, y, 1, by.parts, columns, Columns(scratch, 1, by.parts, columns), 1, stream);
 }
 
 template <class T>
@@ -118,6 +155,8 @@ void reduce_max_bwd(const T* gy, const int64_t* index, T* gx, int64_t outer, int
   check_launch("reduce_max_bwd", stream);
 }
 
+template int64_t reduce_scratch(const float*, int64_t, int64_t, int64_t);
+template int64_t reduce_scratch(const bf16*, int64_t, int64_t, int64_t);
 template void reduce_sum(const float*, float*, int64_t, int64_t, int64_t, float*, void*);
 template void reduce_sum(const bf16*, bf16*, int64_t, int64_t, int64_t, float*, void*);
 template void reduce_sum(const bf16*, float*, int64_t, int64_t, int64_t, float*, void*);

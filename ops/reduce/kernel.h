@@ -8,7 +8,8 @@ namespace occam::kernels {
 template <class T, class Y>
 void reduce_sum(const T* x, Y* y, int64_t outer, int64_t n, int64_t inner, float* scratch, void* stream);
 /// Floats of scratch memory; 0 when none is needed.
-int64_t reduce_scratch(int64_t outer, int64_t n, int64_t inner);
+template <class T>
+int64_t reduce_scratch(const T* x, int64_t outer, int64_t n, int64_t inner);
 
 /// y[o, i] = max over k, index[o, i] = first k that has it.
 template <class T>

@@ -78,14 +78,17 @@ Tensor sum_axes(const Tensor& x, const std::vector<int>& axes, const Shape& out,
   Tensor y = empty(out, {dtype, x.device()});
   OCCAM_ON_CUDA({
     void* stream = current_stream(x.device()).handle;
-    Tensor scratch = empty({kernels::reduce_scratch(s.outer, s.n, s.inner)}, {DType::f32, x.device()});
-    auto* room = scratch.data<float>();
+    auto run = [&]<class T, class Y>(const T* from, Y* to) {
+      Tensor scratch =
+          empty({kernels::reduce_scratch(from, s.outer, s.n, s.inner)}, {DType::f32, x.device()});
+      kernels::reduce_sum(from, to, s.outer, s.n, s.inner, scratch.data<float>(), stream);
+    };
     if (x.dtype() == DType::f32)
-      kernels::reduce_sum(s.x.data<float>(), y.data<float>(), s.outer, s.n, s.inner, room, stream);
+      run(s.x.data<float>(), y.data<float>());
     else if (dtype == DType::f32)
-      kernels::reduce_sum(s.x.data<bf16>(), y.data<float>(), s.outer, s.n, s.inner, room, stream);
+      run(s.x.data<bf16>(), y.data<float>());
     else
-      kernels::reduce_sum(s.x.data<bf16>(), y.data<bf16>(), s.outer, s.n, s.inner, room, stream);
+      run(s.x.data<bf16>(), y.data<bf16>());
   });
   return y;
 }

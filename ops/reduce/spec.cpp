@@ -51,6 +51,9 @@ OP_SPEC(reduce) {
   add("long-rows", {5, 1000}, {1}, 1000);
   add("long-columns", {3000, 5}, {0}, 3000);
   add("middle", {3, 50, 4}, {1}, 50);
+  add("packed-columns", {300, 24}, {0}, 300);
+  add("packed-middle", {2, 140, 16}, {1}, 140);
+  add("few-rows", {3, 2, 520}, {1}, 2);
   add("apart", {3, 5, 4}, {0, 2}, 12).small();
   add("all", {11, 3, 7}, {0, 1, 2}, 231);
   add("empty-rows", {3, 0}, {1}, 1);

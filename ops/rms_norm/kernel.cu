@@ -3,6 +3,7 @@
 // in registers. Other rows take the general form: a warp goes over a row twice, the second time from L1, and
 // the gradient of the weight is a kernel of its own.
 #include "core/cuda/launch.h"
+#include "core/cuda/mma.cuh"
 #include "core/cuda/reduce.cuh"
 #include "core/cuda/vec.cuh"
 #include "ops/rms_norm/kernel.h"
@@ -14,21 +15,6 @@ using namespace cuda;
 namespace {
 
 constexpr int kThreads = 128, kColumns = 128;
-
-template <int kWide, class T>
-__device__ __forceinline__ void load(const T* from, float (&to)[kWide]) {
-  if constexpr (kWide == 1)
-    to[0] = to_acc(from[0]);
-  else
-    load_acc(from, to);
-}
-template <int kWide, class T>
-__device__ __forceinline__ void store(T* to, const float (&from)[kWide]) {
-  if constexpr (kWide == 1)
-    to[0] = from_acc<T>(from[0]);
-  else
-    store_acc(to, from);
-}
 
 template <class T>
 struct Row {
@@ -46,10 +32,10 @@ struct Row {
 template <int kWide, class T>
 __device__ __forceinline__ void gated(const RmsNormArgs<T>& a, const Row<T>& row, int64_t i,
                                       float (&u)[kWide]) {
-  load<kWide>(a.x + row.at(a, i), u);
+  load_acc(a.x + row.at(a, i), u);
   if (a.gate == nullptr) return;
   float z[kWide];
-  load<kWide>(a.gate + row.gate + i, z);
+  load_acc(a.gate + row.gate + i, z);
 #pragma unroll
   for (int j = 0; j < kWide; ++j) u[j] *= silu(z[j]);
 }
@@ -70,10 +56,10 @@ __global__ void __launch_bounds__(kThreads) rms_norm_fwd_warp(RmsNormArgs<T> a) 
     if (threadIdx.x % kWarp == 0) a.rstd[n] = rstd;
     for (int64_t i = lane; i < width; i += kWarp * kWide) {
       gated<kWide>(a, row, i, u);
-      load<kWide>(a.weight + row.r * width + i, w);
+      load_acc(a.weight + row.r * width + i, w);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) u[j] *= rstd * w[j];
-      store<kWide>(a.y + row.at(a, i), u);
+      store_acc(a.y + row.at(a, i), u);
     }
   }
 }
@@ -88,27 +74,27 @@ __global__ void __launch_bounds__(kThreads) rms_norm_bwd_warp(RmsNormArgs<T> a) 
     float product = 0, u[kWide], w[kWide], g[kWide];
     for (int64_t i = lane; i < width; i += kWarp * kWide) {
       gated<kWide>(a, row, i, u);
-      load<kWide>(a.weight + row.r * width + i, w);
-      load<kWide>(a.gy + row.at(a, i), g);
+      load_acc(a.weight + row.r * width + i, w);
+      load_acc(a.gy + row.at(a, i), g);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) product += g[j] * w[j] * u[j];
     }
     const float along = warp_sum(product) / float(width) * rstd * rstd;
     for (int64_t i = lane; i < width; i += kWarp * kWide) {
       gated<kWide>(a, row, i, u);
-      load<kWide>(a.weight + row.r * width + i, w);
-      load<kWide>(a.gy + row.at(a, i), g);
+      load_acc(a.weight + row.r * width + i, w);
+      load_acc(a.gy + row.at(a, i), g);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) g[j] = rstd * (g[j] * w[j] - u[j] * along);  // of u
       if (a.gate != nullptr) {
         float x[kWide], z[kWide];
-        load<kWide>(a.x + row.at(a, i), x);
-        load<kWide>(a.gate + row.gate + i, z);
+        load_acc(a.x + row.at(a, i), x);
+        load_acc(a.gate + row.gate + i, z);
 #pragma unroll
         for (int j = 0; j < kWide; ++j) x[j] *= g[j] * silu_grad(z[j]), g[j] *= silu(z[j]);
-        if (a.ggate != nullptr) store<kWide>(a.ggate + n * width + i, x);
+        if (a.ggate != nullptr) store_acc(a.ggate + n * width + i, x);
       }
-      if (a.gx != nullptr) store<kWide>(a.gx + row.at(a, i), g);
+      if (a.gx != nullptr) store_acc(a.gx + row.at(a, i), g);
     }
   }
 }
@@ -130,7 +116,8 @@ __global__ void __launch_bounds__(kColumns) rms_norm_bwd_weight(RmsNormArgs<T> a
   a.partial[blockIdx.x * a.r * width + column] = sum;
 }
 
-constexpr int kMostPacks = 3, kRowThreads = 128, kForwardBlocks = 5, kBackwardBlocks = 3;
+constexpr int kMostPacks = 3, kRowThreads = 128, kForwardBlocks = 5, kBackwardBlocks = 4;
+constexpr int kStages = 2;  // rows that a team of lanes has under way
 
 template <class T>
 bool packs(const RmsNormArgs<T>& a) {
@@ -172,13 +159,44 @@ __device__ __forceinline__ float sum_of_lanes(float v, int lanes) {
   for (int mask = lanes / 2; mask > 0; mask /= 2) v += __shfl_xor_sync(0xffffffffu, v, mask);
   return v;
 }
-template <class T>
-__device__ __forceinline__ Pack<T> pack_of(const T* from, bool there) {
-  if (there) return load_pack(from);
-  Pack<T> zeros;
+/// The packs that lanes fetch in the background, kStages rows of kTensors tensors: a thread reads what it
+/// fetched itself, so that no barrier is needed, and works on one row while the next ones come.
+template <class T, int kTensors>
+struct Fetched {
+  Pack<T>* own;
+  __device__ Fetched() {
+    extern __shared__ __align__(16) unsigned char fetched_memory[];
+    own = reinterpret_cast<Pack<T>*>(fetched_memory) + threadIdx.x;
+  }
+  __device__ Pack<T>& at(int stage, int tensor, int k) const {
+    return own[((stage * kTensors + tensor) * kMostPacks + k) * kRowThreads];
+  }
+  static constexpr int kBytes = kStages * kTensors * kMostPacks * kRowThreads * 16;
+};
+
+/// Calls fetch(token, inside, stage) ahead of use(token, inside, stage) for the tokens of a lane's team. All
+/// lanes of a warp take part, since use() has shuffles; outside, there is no token.
+template <class T, class Fetch, class Use>
+__device__ __forceinline__ void for_tokens(const Lane<T>& lane, int64_t tokens, Fetch fetch, Use use) {
+  const int64_t step = int64_t(gridDim.y) * lane.slots, start = int64_t(blockIdx.y) * lane.slots;
+  auto fetch_row = [&](int64_t base, int stage) {
+    fetch(base + lane.slot, base + lane.slot < tokens, stage);
+    copies_commit();
+  };
 #pragma unroll
-  for (int j = 0; j < kPack<T>; ++j) zeros.v[j] = from_acc<T>(0);
-  return zeros;
+  for (int stage = 0; stage < kStages; ++stage) fetch_row(start + stage * step, stage);
+  int stage = 0;
+  for (int64_t base = start; base < tokens; base += step) {
+    copies_wait<kStages - 1>();
+    use(base + lane.slot, base + lane.slot < tokens, stage);
+    fetch_row(base + kStages * step, stage);
+    stage = stage + 1 < kStages ? stage + 1 : 0;
+  }
+}
+
+template <class T>
+__device__ __forceinline__ const T* gate_row(const RmsNormArgs<T>& a, int64_t token, int r) {
+  return a.gate + token / a.t * a.gate_b + token % a.t * a.gate_t + r * a.gate_r;
 }
 
 template <class T>
@@ -186,40 +204,46 @@ __global__ void __launch_bounds__(kRowThreads, kForwardBlocks)
     rms_norm_fwd_rows(RmsNormArgs<T> a, int lanes) {
   const Lane<T> lane(a, lanes);
   const int64_t tokens = a.b * a.t, token_width = a.a * a.r * a.c;
-  // All lanes of a warp take part in its shuffles.
-  for (int64_t base = int64_t(blockIdx.y) * lane.slots; base < tokens; base += gridDim.y * lane.slots) {
-    const int64_t token = base + lane.slot;
-    const bool inside = token < tokens;
-    const T* x = a.x + token * token_width;
-    const T* gate = a.gate + token / a.t * a.gate_b + token % a.t * a.gate_t + lane.r * a.gate_r;
-    Pack<T> raw[kMostPacks], z[kMostPacks];
+  const Fetched<T, 2> fetched;
+  Pack<T> weights[kMostPacks];
+#pragma unroll
+  for (int k = 0; k < kMostPacks; ++k)
+    weights[k] = load_pack_if<kPack<T>>(lane.has(k), a.weight + lane.r * lane.width + lane.column(k));
+  auto fetch = [&](int64_t token, bool inside, int stage) {
+    const T *x = a.x + token * token_width, *gate = gate_row(a, token, lane.r);
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
-      raw[k] = pack_of(x + lane.at[k], inside && lane.has(k));
-      if (a.gate != nullptr) z[k] = pack_of(gate + lane.column(k), inside && lane.has(k));
+      const bool there = inside && lane.has(k);
+      copy_async16(&fetched.at(stage, 0, k), there ? x + lane.at[k] : a.x, there);
+      if (a.gate != nullptr)
+        copy_async16(&fetched.at(stage, 1, k), there ? gate + lane.column(k) : a.gate, there);
     }
+  };
+  auto use = [&](int64_t token, bool inside, int stage) {
     float u[kMostPacks][kPack<T>], squares = 0;
 #pragma unroll
-    for (int k = 0; k < kMostPacks; ++k)
+    for (int k = 0; k < kMostPacks; ++k) {
+      float z[kPack<T>] = {};
+      load_acc(fetched.at(stage, 0, k).v, u[k]);
+      if (a.gate != nullptr) load_acc(fetched.at(stage, 1, k).v, z);
 #pragma unroll
       for (int j = 0; j < kPack<T>; ++j) {
-        u[k][j] = to_acc(raw[k].v[j]);
-        if (a.gate != nullptr) u[k][j] *= to_acc(z[k].v[j]) * sigmoid_for<T>(to_acc(z[k].v[j]));
+        if (a.gate != nullptr) u[k][j] *= z[j] * sigmoid_for<T>(z[j]);
         squares += u[k][j] * u[k][j];
       }
+    }
     const float rstd = 1 / sqrtf(sum_of_lanes(squares, lanes) / float(lane.width) + float(a.eps));
-    if (!inside) continue;
+    if (!inside) return;
     if (lane.first == 0) a.rstd[token * a.r + lane.r] = rstd;
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
       if (!lane.has(k)) break;
-      float w[kPack<T>];
-      load_acc(a.weight + lane.r * lane.width + lane.column(k), w);
 #pragma unroll
-      for (int j = 0; j < kPack<T>; ++j) u[k][j] *= rstd * w[j];
+      for (int j = 0; j < kPack<T>; ++j) u[k][j] *= rstd * to_acc(weights[k].v[j]);
       store_acc(a.y + token * token_width + lane.at[k], u[k]);
     }
-  }
+  };
+  for_tokens(lane, tokens, fetch, use);
 }
 
 /// partial[block] = sum over the block's tokens of gy u rstd.
@@ -228,60 +252,71 @@ __global__ void __launch_bounds__(kRowThreads, kBackwardBlocks)
     rms_norm_bwd_rows(RmsNormArgs<T> a, int lanes) {
   const Lane<T> lane(a, lanes);
   const int64_t tokens = a.b * a.t, token_width = a.a * a.r * a.c;
-  float sums[kMostPacks][kPack<T>] = {};
-  for (int64_t base = int64_t(blockIdx.y) * lane.slots; base < tokens; base += gridDim.y * lane.slots) {
-    const int64_t token = base + lane.slot;
-    const bool inside = token < tokens;
-    const T* gate = a.gate + token / a.t * a.gate_b + token % a.t * a.gate_t + lane.r * a.gate_r;
-    Pack<T> x[kMostPacks], z[kMostPacks], gy[kMostPacks];
+  const Fetched<T, 3> fetched;
+  Pack<T> weights[kMostPacks];
+#pragma unroll
+  for (int k = 0; k < kMostPacks; ++k)
+    weights[k] = load_pack_if<kPack<T>>(lane.has(k), a.weight + lane.r * lane.width + lane.column(k));
+  float sums[kMostPacks][kPack<T>] = {}, coming[kStages] = {};  // coming: rstd
+  auto fetch = [&](int64_t token, bool inside, int stage) {
+    const int64_t at = token * token_width;
+    const T* gate = gate_row(a, token, lane.r);
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
       const bool there = inside && lane.has(k);
-      const int64_t at = token * token_width + lane.at[k];
-      x[k] = pack_of(a.x + at, there), gy[k] = pack_of(a.gy + at, there);
-      if (a.gate != nullptr) z[k] = pack_of(gate + lane.column(k), there);
+      copy_async16(&fetched.at(stage, 0, k), there ? a.x + at + lane.at[k] : a.x, there);
+      copy_async16(&fetched.at(stage, 1, k), there ? a.gy + at + lane.at[k] : a.x, there);
+      if (a.gate != nullptr)
+        copy_async16(&fetched.at(stage, 2, k), there ? gate + lane.column(k) : a.gate, there);
     }
-    const float rstd = inside ? a.rstd[token * a.r + lane.r] : 0;
-    auto gated = [&](int k, int j) {
-      const float u = to_acc(x[k].v[j]);
-      if (a.gate == nullptr) return u;
-      return u * to_acc(z[k].v[j]) * sigmoid_for<T>(to_acc(z[k].v[j]));
-    };
-    auto weights = [&](int k, float(&w)[kPack<T>]) {
-      if (lane.has(k)) load_acc(a.weight + lane.r * lane.width + lane.column(k), w);
-    };
-    float product = 0;
+    // A queue, not an array by stage: registers have no addresses.
+#pragma unroll
+    for (int k = 0; k + 1 < kStages; ++k) coming[k] = coming[k + 1];
+    coming[kStages - 1] = inside ? a.rstd[token * a.r + lane.r] : 0;
+  };
+  auto use = [&](int64_t token, bool inside, int stage) {
+    const float rstd = coming[0];
+    // Of a gate z: sigmoid z, and z sigmoid z, which is 1 without gates.
+    float gates[kMostPacks][kPack<T>], product = 0;
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
-      float w[kPack<T>] = {};
-      weights(k, w);
+      float x[kPack<T>], g[kPack<T>], z[kPack<T>] = {};
+      load_acc(fetched.at(stage, 0, k).v, x);
+      load_acc(fetched.at(stage, 1, k).v, g);
+      if (a.gate != nullptr) load_acc(fetched.at(stage, 2, k).v, z);
 #pragma unroll
       for (int j = 0; j < kPack<T>; ++j) {
-        const float g = to_acc(gy[k].v[j]) * gated(k, j);
-        product += g * w[j], sums[k][j] += g * rstd;
+        if (a.gate != nullptr) gates[k][j] = sigmoid_for<T>(z[j]), x[j] *= z[j] * gates[k][j];
+        g[j] *= x[j];
+        product += g[j] * to_acc(weights[k].v[j]), sums[k][j] += g[j] * rstd;
       }
     }
     const float along = sum_of_lanes(product, lanes) / float(lane.width) * rstd * rstd;
-    if (!inside) continue;
+    if (!inside) return;
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
       if (!lane.has(k)) break;
-      float w[kPack<T>], g[kPack<T>], gz[kPack<T>];
-      weights(k, w);
+      float x[kPack<T>], g[kPack<T>], z[kPack<T>] = {}, gz[kPack<T>];
+      load_acc(fetched.at(stage, 0, k).v, x);
+      load_acc(fetched.at(stage, 1, k).v, g);
+      if (a.gate != nullptr) load_acc(fetched.at(stage, 2, k).v, z);
 #pragma unroll
       for (int j = 0; j < kPack<T>; ++j) {
-        g[j] = rstd * (to_acc(gy[k].v[j]) * w[j] - gated(k, j) * along);  // of u
-        if (a.gate == nullptr) continue;
-        const float v = to_acc(z[k].v[j]), s = sigmoid_for<T>(v);
-        gz[j] = g[j] * to_acc(x[k].v[j]) * (s * (1 + v * (1 - s)));
-        g[j] *= v * s;
+        const float s = gates[k][j], pass = a.gate != nullptr ? z[j] * s : 1;
+        g[j] = rstd * (g[j] * to_acc(weights[k].v[j]) - x[j] * pass * along);  // of u
+        gz[j] = g[j] * x[j] * (s + pass * (1 - s));                            // silu'(z) = s (1 + z (1 - s))
+        g[j] *= pass;
       }
       if (a.ggate != nullptr) store_acc(a.ggate + (token * a.r + lane.r) * lane.width + lane.column(k), gz);
       if (a.gx != nullptr) store_acc(a.gx + token * token_width + lane.at[k], g);
     }
-  }
+  };
+  for_tokens(lane, tokens, fetch, use);
   if (a.partial == nullptr) return;
-  __shared__ float all[kMostPacks * kPack<T> * kRowThreads];  // [slots][columns of a row]
+  // What was fetched last is not read: its memory becomes [slots][columns of a row].
+  float* all = reinterpret_cast<float*>(fetched.own - threadIdx.x);
+  copies_wait<0>();
+  __syncthreads();
 #pragma unroll
   for (int k = 0; k < kMostPacks; ++k)
 #pragma unroll
@@ -297,10 +332,21 @@ __global__ void __launch_bounds__(kRowThreads, kBackwardBlocks)
 
 /// Blocks of one r: as many as are on the device at once.
 template <class T>
-unsigned row_blocks(const RmsNormArgs<T>& a, int lanes) {
-  const int64_t most = int64_t(device_limits().sm_count) * kBackwardBlocks / a.r;
+unsigned row_blocks(const RmsNormArgs<T>& a, int lanes, int of_sm) {
+  const int64_t most = int64_t(device_limits().sm_count) * of_sm / a.r;
   return unsigned(
       std::clamp<int64_t>(div_up<int64_t>(a.b * a.t, kRowThreads / lanes), 1, std::max<int64_t>(most, 1)));
+}
+
+/// By a kernel of rows with room for kTensors tensors.
+template <int kTensors, class T>
+void launch_rows(void (*kernel)(RmsNormArgs<T>, int), const char* name, int of_sm, const RmsNormArgs<T>& a,
+                 int lanes, void* stream) {
+  constexpr int kBytes = Fetched<T, kTensors>::kBytes;
+  allow_shared(kernel, name, kBytes);
+  const dim3 grid(unsigned(a.r), row_blocks(a, lanes, of_sm));
+  kernel<<<grid, kRowThreads, kBytes, as_stream(stream)>>>(a, lanes);
+  check_launch(name, stream);
 }
 
 }  // namespace
@@ -308,16 +354,13 @@ unsigned row_blocks(const RmsNormArgs<T>& a, int lanes) {
 template <class T>
 int64_t rms_norm_parts(const RmsNormArgs<T>& a) {
   const int lanes = lanes_of(a);
-  return lanes > 0 ? row_blocks(a, lanes) : std::min<int64_t>(a.b * a.t, 256);
+  return lanes > 0 ? row_blocks(a, lanes, kBackwardBlocks) : std::min<int64_t>(a.b * a.t, 256);
 }
 
 template <class T>
 void rms_norm_fwd(const RmsNormArgs<T>& a, void* stream) {
   if (const int lanes = lanes_of(a); lanes > 0) {
-    const int64_t blocks = std::min<int64_t>(div_up<int64_t>(a.b * a.t, kRowThreads / lanes), 65535);
-    rms_norm_fwd_rows<T>
-        <<<dim3(unsigned(a.r), unsigned(blocks)), kRowThreads, 0, as_stream(stream)>>>(a, lanes);
-    return check_launch("rms_norm_fwd_rows", stream);
+    return launch_rows<2>(rms_norm_fwd_rows<T>, "rms_norm_fwd_rows", kForwardBlocks, a, lanes, stream);
   }
   auto* kernel = packs(a) ? rms_norm_fwd_warp<kPack<T>, T> : rms_norm_fwd_warp<1, T>;
   kernel<<<grid_for(a.b * a.t * a.r * kWarp, kThreads), kThreads, 0, as_stream(stream)>>>(a);
@@ -327,9 +370,7 @@ void rms_norm_fwd(const RmsNormArgs<T>& a, void* stream) {
 template <class T>
 void rms_norm_bwd(const RmsNormArgs<T>& a, void* stream) {
   if (const int lanes = lanes_of(a); lanes > 0) {
-    const dim3 grid(unsigned(a.r), row_blocks(a, lanes));
-    rms_norm_bwd_rows<T><<<grid, kRowThreads, 0, as_stream(stream)>>>(a, lanes);
-    return check_launch("rms_norm_bwd_rows", stream);
+    return launch_rows<3>(rms_norm_bwd_rows<T>, "rms_norm_bwd_rows", kBackwardBlocks, a, lanes, stream);
   }
   auto* kernel = packs(a) ? rms_norm_bwd_warp<kPack<T>, T> : rms_norm_bwd_warp<1, T>;
   kernel<<<grid_for(a.b * a.t * a.r * kWarp, kThreads), kThreads, 0, as_stream(stream)>>>(a);

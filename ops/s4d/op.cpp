@@ -88,7 +88,7 @@ struct S4dOp {
     Grads grads(7);
     if (s.is_empty()) {
       for (size_t i = 0; i < 6; ++i)
-        if (c.needs(i)) grads[i] = zeros(in[i].shape(), options_of(u));
+        if (c.needs(i)) grads[i] = zeros(in[i].shape(), {c.grad_dtype_of(i), u.device()});
       return grads;
     }
     const Tensor coefficients = coefficients_of(s, in);

@@ -3,7 +3,7 @@
 // where a range begins inside an image, and parameters and their gradients are in registers for the whole
 // range. Rows are loaded several at a time, since stores between loads would let a thread wait for each.
 #include "core/cuda/launch.h"
-#include "core/cuda/math.cuh"
+#include "core/cuda/vec.cuh"
 #include "ops/short_conv/kernel.h"
 
 namespace occam::kernels {
@@ -14,26 +14,6 @@ namespace {
 
 constexpr int kMostThreads = 256, kBlocksForward = 3, kBlocksBackward = 2;  // on a multiprocessor, at least
 constexpr int kLeastSteps = 16;  // of a range, of which the taps - 1 steps before it are a part
-
-template <int kWide, class T>
-struct alignas(kWide * sizeof(T)) Row {
-  T v[kWide];
-};
-template <int kWide, class T>
-__device__ __forceinline__ Row<kWide, T> load(const T* from, bool there) {
-  if (there) return *reinterpret_cast<const Row<kWide, T>*>(from);
-  Row<kWide, T> zeros;
-#pragma unroll
-  for (int j = 0; j < kWide; ++j) zeros.v[j] = from_acc<T>(0);
-  return zeros;
-}
-template <int kWide, class T>
-__device__ __forceinline__ void store(T* to, const float (&from)[kWide]) {
-  Row<kWide, T> row;
-#pragma unroll
-  for (int j = 0; j < kWide; ++j) row.v[j] = from_acc<T>(from[j]);
-  *reinterpret_cast<Row<kWide, T>*>(to) = row;
-}
 
 /// window: x of the last kTaps steps, the newest last; weights in the last of kTaps places, zeros before.
 template <int kTaps, int kWide, class T>
@@ -51,7 +31,7 @@ struct Channels {
       }
     }
   }
-  __device__ __forceinline__ void push(const Row<kWide, T>& x) {
+  __device__ __forceinline__ void push(const Pack<T, kWide>& x) {
 #pragma unroll
     for (int j = 0; j < kWide; ++j) {
 #pragma unroll
@@ -97,7 +77,8 @@ __device__ __forceinline__ void walk(const ShortConvForward<T>& a, int64_t steps
 #pragma unroll
     for (int i = 1; i < kTaps; ++i) {
       const int64_t by = ahead - (kTaps - i);
-      channels.push(load<kWide>(a.x + p.x + by * p.x_step, p.first + by >= 0 && p.first + by < p.length));
+      channels.push(
+          load_pack_if<kWide>(p.first + by >= 0 && p.first + by < p.length, a.x + p.x + by * p.x_step));
     }
     fn(p);
     at += p.last - p.first;
@@ -118,9 +99,9 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksForward)
     int64_t left_of_x = p.length - p.first - ahead;
     for (int64_t left = p.last - p.first; left > 0; left -= kAtOnce, left_of_x -= kAtOnce) {
       const int64_t there = min(left, left_of_x);
-      Row<kWide, T> rows[kAtOnce];
+      Pack<T, kWide> rows[kAtOnce];
 #pragma unroll
-      for (int u = 0; u < kAtOnce; ++u) rows[u] = load<kWide>(x + u * p.x_step, u < there);
+      for (int u = 0; u < kAtOnce; ++u) rows[u] = load_pack_if<kWide>(u < there, x + u * p.x_step);
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
         channels.push(rows[u]);
@@ -130,7 +111,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksForward)
           const float sum = channels.sum(j);
           out[j] = sum * sigmoid_for<T>(sum);
         }
-        if (u < left) store<kWide>(y + u * p.packed_step, out);
+        if (u < left) store_acc(y + u * p.packed_step, out);
       }
       x += kAtOnce * p.x_step, y += kAtOnce * p.packed_step;
     }
@@ -158,11 +139,11 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
     const T *x = a.x + p.x, *gy = b.gy + p.packed - ahead * p.packed_step;
     T* gx = b.gx == nullptr ? nullptr : b.gx + p.packed - (kTaps - 1) * p.packed_step;
     for (int n = 0; n < own + kTaps - 1; n += kAtOnce) {
-      Row<kWide, T> rows[kAtOnce], slopes[kAtOnce];
+      Pack<T, kWide> rows[kAtOnce], slopes[kAtOnce];
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        rows[u] = load<kWide>(x + u * p.x_step, n + u < there);
-        slopes[u] = load<kWide>(gy + u * p.packed_step, n + u + first >= 0 && n + u < gy_there);
+        rows[u] = load_pack_if<kWide>(n + u < there, x + u * p.x_step);
+        slopes[u] = load_pack_if<kWide>(n + u + first >= 0 && n + u < gy_there, gy + u * p.packed_step);
       }
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
@@ -184,7 +165,7 @@ __global__ void __launch_bounds__(kMostThreads, kBlocksBackward)
           for (int i = 0; i < kTaps; ++i) out[j] += channels.w[i][j] * g[kTaps - 1 - i][j];
         }
         const int done = n + u - (kTaps - 1);
-        if (gx != nullptr && done >= 0 && done < own) store<kWide>(gx + u * p.packed_step, out);
+        if (gx != nullptr && done >= 0 && done < own) store_acc(gx + u * p.packed_step, out);
       }
       x += kAtOnce * p.x_step, gy += kAtOnce * p.packed_step;
       if (gx != nullptr) gx += kAtOnce * p.packed_step;

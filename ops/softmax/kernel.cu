@@ -30,23 +30,6 @@ struct Team {
   }
 };
 
-template <int kWide, class T>
-__device__ __forceinline__ void load_piece(const T* from, float (&to)[kWide]) {
-  if constexpr (kWide == 1) {
-    to[0] = to_acc(*from);
-  } else {
-    load_acc(from, to);
-  }
-}
-template <int kWide, class T>
-__device__ __forceinline__ void store_piece(T* to, const float (&from)[kWide]) {
-  if constexpr (kWide == 1) {
-    *to = from_acc<T>(from[0]);
-  } else {
-    store_acc(to, from);
-  }
-}
-
 /// f(p, i): the thread's pieces of a row of n and where they begin; unrolled, so that p may index registers.
 template <class Team, class F>
 __device__ __forceinline__ void for_pieces(int n, F f) {
@@ -64,7 +47,7 @@ __global__ void __launch_bounds__(kThreads) softmax_fwd_held(const T* x, T* y, i
     const int64_t row = first + Team::row();
     const int here = row < rows ? n : 0;  // teams without a row still take part in the warp's shuffles
     float v[Team::kPieces][kWide], largest = -infinity_<float>(), sum = 0;
-    for_pieces<Team>(here, [&](int p, int i) { load_piece(x + row * n + i, v[p]); });
+    for_pieces<Team>(here, [&](int p, int i) { load_acc(x + row * n + i, v[p]); });
     for_pieces<Team>(here, [&](int p, int) {
 #pragma unroll
       for (int j = 0; j < kWide; ++j) largest = max_(largest, v[p][j]);
@@ -78,7 +61,7 @@ __global__ void __launch_bounds__(kThreads) softmax_fwd_held(const T* x, T* y, i
     for_pieces<Team>(here, [&](int p, int i) {
 #pragma unroll
       for (int j = 0; j < kWide; ++j) v[p][j] *= scale;
-      store_piece(y + row * n + i, v[p]);
+      store_acc(y + row * n + i, v[p]);
     });
   }
 }
@@ -93,8 +76,8 @@ __global__ void __launch_bounds__(kThreads)
     const int here = row < rows ? n : 0;
     float a[Team::kPieces][kWide], b[Team::kPieces][kWide], dot = 0;
     for_pieces<Team>(here, [&](int p, int i) {
-      load_piece(y + row * n + i, a[p]);
-      load_piece(gy + row * n + i, b[p]);
+      load_acc(y + row * n + i, a[p]);
+      load_acc(gy + row * n + i, b[p]);
     });
     for_pieces<Team>(here, [&](int p, int) {
 #pragma unroll
@@ -104,7 +87,7 @@ __global__ void __launch_bounds__(kThreads)
     for_pieces<Team>(here, [&](int p, int i) {
 #pragma unroll
       for (int j = 0; j < kWide; ++j) a[p][j] *= b[p][j] - dot;
-      store_piece(gx + row * n + i, a[p]);
+      store_acc(gx + row * n + i, a[p]);
     });
   }
 }
@@ -123,22 +106,22 @@ __global__ void __launch_bounds__(kThreads) softmax_fwd_long(const T* x, T* y, i
     T* out = y + row * n;
     float v[kWide], largest = -infinity_<float>(), sum = 0;
     along<kWide>(n, [&](int64_t i) {
-      load_piece(in + i, v);
+      load_acc(in + i, v);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) largest = max_(largest, v[j]);
     });
     largest = block_max(largest);
     along<kWide>(n, [&](int64_t i) {
-      load_piece(in + i, v);
+      load_acc(in + i, v);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) sum += exp_(v[j] - largest);
     });
     const float scale = 1 / block_sum(sum);
     along<kWide>(n, [&](int64_t i) {
-      load_piece(in + i, v);
+      load_acc(in + i, v);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) v[j] = exp_(v[j] - largest) * scale;
-      store_piece(out + i, v);
+      store_acc(out + i, v);
     });
   }
 }
@@ -151,18 +134,18 @@ __global__ void __launch_bounds__(kThreads)
     T* out = gx + row * n;
     float a[kWide], b[kWide], dot = 0;
     along<kWide>(n, [&](int64_t i) {
-      load_piece(p + i, a);
-      load_piece(g + i, b);
+      load_acc(p + i, a);
+      load_acc(g + i, b);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) dot += a[j] * b[j];
     });
     dot = block_sum(dot);
     along<kWide>(n, [&](int64_t i) {
-      load_piece(p + i, a);
-      load_piece(g + i, b);
+      load_acc(p + i, a);
+      load_acc(g + i, b);
 #pragma unroll
       for (int j = 0; j < kWide; ++j) a[j] *= b[j] - dot;
-      store_piece(out + i, a);
+      store_acc(out + i, a);
     });
   }
 }
