@@ -47,6 +47,18 @@ inline float vexp_near(float x) {
   return p * std::bit_cast<float>(std::bit_cast<int32_t>(shifted) << 23);
 }
 
+/// 2^x for |x| up to 126, relative error 2e-7.
+inline float vexp2_near(float x) {
+  const float shifted = x + 12583039.0f, rest = x - (shifted - 12583039.0f);
+  float p = 0.001326472614891827f;
+  p = p * rest + 0.009671512991189957f;
+  p = p * rest + 0.05550733581185341f;
+  p = p * rest + 0.24022242426872253f;
+  p = p * rest + 0.6931470036506653f;
+  p = p * rest + 1.0f;
+  return p * std::bit_cast<float>(std::bit_cast<int32_t>(shifted) << 23);
+}
+
 /// Below -86, where it is less than 1e-37, it stays there.
 inline float vsigmoid(float x) {
   float clamped = x < -86.0f ? -86.0f : x > 86.0f ? 86.0f : x;
@@ -79,16 +91,7 @@ inline float vnormal(float x) {
   r = r * a + 0.4591938404723011f;
   r = r * a + 1.1511064656684666f;
   r = r * a + 1.0f;
-  const float clamped = r > 126.0f ? 126.0f : r;
-  // As in vexp_near, of base 2.
-  const float shifted = 12583039.0f - clamped, rest = 12583039.0f - shifted - clamped;
-  float p = 0.001326472614891827f;
-  p = p * rest + 0.009671512991189957f;
-  p = p * rest + 0.05550733581185341f;
-  p = p * rest + 0.24022242426872253f;
-  p = p * rest + 0.6931470036506653f;
-  p = p * rest + 1.0f;
-  const float tail = p * std::bit_cast<float>(std::bit_cast<int32_t>(shifted) << 23);
+  const float tail = vexp2_near(r > 126.0f ? -126.0f : -r);
   return x < 0 ? tail : 1.0f - tail;
 }
 
@@ -101,8 +104,8 @@ inline float normal_of(float x) { return vnormal(x); }
 inline double normal_of(double x) { return 0.5 * std::erfc(x * -0.70710678118654752440); }
 /// e^(-x^2 / 2)
 inline float bell_of(float x) {
-  const float a = -0.5f * x * x;
-  return vexp_near(a < -86.0f ? -86.0f : a);
+  const float a = -0.72134752f * x * x;
+  return vexp2_near(a < -126.0f ? -126.0f : a);
 }
 inline double bell_of(double x) { return std::exp(-0.5 * x * x); }
 template <class T>
