@@ -11,7 +11,6 @@ namespace {
 
 constexpr int64_t kLanes = 16;
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t I __attribute__((vector_size(64)));
 
 /// Rows of a whose part, times kWideTerms, stays in the L2 cache while panels of b pass.
 constexpr int64_t kBlockRows = 112;
@@ -112,24 +111,27 @@ TileFn tile_of(int64_t rows, int64_t columns) {
                                  : tile_of<3, kTransA>(rows);
 }
 
+OCCAM_WIDE [[gnu::always_inline]] inline void shuffle_rows(const V* from, V* to) {
+#pragma GCC unroll 8
+  for (int i = 0; i < 8; ++i) {
+    const V &x = from[i], &y = from[i + 8];
+    to[2 * i] = __builtin_shufflevector(x, y, 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    to[2 * i + 1] =
+        __builtin_shufflevector(x, y, 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+  }
+}
+
 /// Up to 16 rows, of 16 floats each, become columns of a panel, columns without a row 0.
 OCCAM_WIDE [[gnu::always_inline]] inline void transpose16(const float* from, int64_t ld, int64_t rows,
                                                           float* to, int64_t ld_to) {
   V a[kLanes], b[kLanes];
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) a[i] = i < rows ? *reinterpret_cast<const V*>(from + i * ld) : V{};
-  const I low = {0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23}, high = low + 8;
-  // Shuffling rows i and i + 8 perfectly moves one bit of the row's number to the column's; four times all.
+    // Shuffling rows i and i + 8 perfectly moves one bit of the row's number to the column's; four times all.
 #pragma GCC unroll 2
   for (int twice = 0; twice < 2; ++twice) {
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)
-      b[2 * i] = __builtin_shuffle(a[i], a[i + 8], low),
-            b[2 * i + 1] = __builtin_shuffle(a[i], a[i + 8], high);
-#pragma GCC unroll 8
-    for (int i = 0; i < 8; ++i)
-      a[2 * i] = __builtin_shuffle(b[i], b[i + 8], low),
-            a[2 * i + 1] = __builtin_shuffle(b[i], b[i + 8], high);
+    shuffle_rows(a, b);
+    shuffle_rows(b, a);
   }
 #pragma GCC unroll 16
   for (int i = 0; i < kLanes; ++i) *reinterpret_cast<V*>(to + i * ld_to) = a[i];
