@@ -27,7 +27,7 @@ struct BenchConfig {
   std::optional<int64_t> samples;
   std::optional<double> sample_s;
   std::vector<std::string> mixers;
-  std::vector<int64_t> tokens{65, 197, 577, 1025, 2305, 4097};
+  std::vector<int64_t> tokens;
   double cell_s = 2;
   int64_t profile_steps = 0;
   bool tiny = false;
@@ -57,7 +57,8 @@ struct BenchConfig {
       Range{0, 60});
     v("mixers", mixers, "mixer all: only these, beside attention and identity; unset: every one");
     v("tokens", tokens,
-      "mixer: lengths, each one class token and a square of patches; op: one, in place of 197",
+      "mixer: lengths, each one class token and a square of patches, unset: 65, 197, 577, 1025, 2305, 4097; "
+      "op: one, unset: 197",
       Range{2, 1 << 16});
     v("cell_s", cell_s,
       "mixer: seconds of a length and batch, which is left out where samples + 7 steps are predicted to take "
@@ -228,7 +229,8 @@ class Bench {
     if (!app_.device().is_cuda()) sizes.batch = 8;
     OCCAM_CHECK(config_.bench.batch.size() <= 1, ErrorKind::usage, "bench op: bench.batch is one number");
     if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
-    if (config_.bench.tokens.size() == 1) sizes.tokens = config_.bench.tokens[0];
+    OCCAM_CHECK(config_.bench.tokens.size() <= 1, ErrorKind::usage, "bench op: bench.tokens is one number");
+    if (!config_.bench.tokens.empty()) sizes.tokens = config_.bench.tokens[0];
     if (config_.bench.tiny)
       sizes = {.batch = 2,
                .tokens = 5,
@@ -273,6 +275,7 @@ class Bench {
       if (std::find(sweep.mixers.begin(), sweep.mixers.end(), mixer) == sweep.mixers.end())
         sweep.mixers.push_back(mixer);
     sweep.tokens = config_.bench.tokens;
+    if (sweep.tokens.empty()) sweep.tokens = {65, 197, 577, 1025, 2305, 4097};
     sweep.batches = config_.bench.batch;
     if (sweep.batches.empty())
       sweep.batches = app_.device().is_cuda() ? std::vector<int64_t>{1, 16, 256} : std::vector<int64_t>{1, 8};

@@ -27,8 +27,7 @@ struct MixerSweep {
   std::string pass() const { return backward ? "forward and backward" : "forward"; }
 };
 
-/// Throws Error{usage} without tokens, for some that are not one more than a square, and for an unknown
-/// mixer.
+/// Throws Error{usage} for tokens that are not one more than a square, and for an unknown mixer.
 void check_sweep(const MixerSweep& sweep);
 
 /// Times a transformer block (norms, mixer, MLP, residuals) with one mixer at one batch size and every

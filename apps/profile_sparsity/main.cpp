@@ -229,6 +229,7 @@ int main(int argc, char** argv) {
       "profile_sparsity model.name=deit_tiny_patch16_224 model.checkpoint=deit_tiny.safetensors "
       "data.name=folder "
       "data.root=imagenet data.split=val data.limit=1000",
-      "profile_sparsity model.checkpoint=runs/a/best.safetensors data=cifar100 rank_by=hoyer maps=true"};
+      "profile_sparsity model.checkpoint=runs/a/best.safetensors data.name=cifar100 data.root=cifar-100 "
+      "rank_by=hoyer maps=true"};
   return run_app<Config>(argc, argv, info, profile_app);
 }

@@ -57,7 +57,8 @@ struct ModelConfig {
     v("dropout", dropout, "dropout of embedded tokens and inside the MLPs", Range{0, 0.99});
     v("recompute", recompute,
       "what training does not keep but makes again in backward, to the same bits; mlps: their hidden layers, "
-      "40 % of the memory for a tenth more time; blocks: all but the blocks' inputs, for a third more time",
+      "saves 40 % of the memory for a tenth more time; blocks: all but the blocks' inputs, for a third more "
+      "time",
       Choices{"none", "mlps", "blocks"});
     v("replace", replace, "mixers put in place of attention, one mapping or a list");
   }

@@ -223,7 +223,7 @@ TEST_F(Bench, RefusesWhatItDoesNotKnow) {
   refused({"model", "bench.mixers=[nope]"}, {"nope", "bilstm"});
   refused({"model", "bench.mixer=nope"}, {"nope", "bilstm"});
   refused({"mixer", "pool", "bench.mode=[]"}, {"bench.mode is empty"});
-  refused({"mixer", "pool", "bench.tokens=[]"}, {"bench.tokens is empty"});
+  refused({"op", "softmax", "bench.tokens=[65,90]"}, {"bench op: bench.tokens is one number"});
   refused({"mixer", "pool", "bench.mixers=[dwconv]"}, {"bench.mixers is for bench mixer all", "pool"});
   refused({"op", "softmax", "bench.batch=[1,2]"}, {"bench op: bench.batch is one number"});
   refused({"model", "bench.batch=0"}, {"bench.batch"});
