@@ -1,5 +1,7 @@
 #include "core/tensor.h"
 
+#include <omp.h>
+
 #include <cstring>
 #include <type_traits>
 
@@ -65,22 +67,33 @@ size_t bytes_of(const Shape& shape, DType dtype) {
   return size_t(bytes);
 }
 
-/// Calls f(offset_a, offset_b, count) for every innermost run; strides of the run are the last ones.
+/// Calls f(offset_a, offset_b, count) for every innermost run, of many elements on several threads; strides
+/// of the run are the last ones.
 template <class F>
 void for_each_run(const Shape& shape, const Shape& a, const Shape& b, F&& f) {
-  int rank = shape.rank();
+  const int rank = shape.rank();
   if (shape.numel() == 0) return;
   if (rank == 0) return f(0, 0, 1);
-  int64_t runs = shape.numel() / shape[-1], offset_a = 0, offset_b = 0;
-  Shape index = shape;
-  for (int i = 0; i < rank; ++i) index[i] = 0;
-  for (int64_t r = 0; r < runs; ++r) {
-    f(offset_a, offset_b, shape[-1]);
+  const int64_t runs = shape.numel() / shape[-1];
+  const int64_t parts =
+      shape.numel() > 65536 && !omp_in_parallel() ? std::min<int64_t>(runs, omp_get_max_threads()) : 1;
+#pragma omp parallel for schedule(static) if (parts > 1)
+  for (int64_t part = 0; part < parts; ++part) {
+    const int64_t first = part * runs / parts, last = (part + 1) * runs / parts;
+    int64_t offset_a = 0, offset_b = 0, rest = first;
+    Shape index = shape;
     for (int i = rank - 2; i >= 0; --i) {
-      offset_a += a[i], offset_b += b[i];
-      if (++index[i] < shape[i]) break;
-      offset_a -= a[i] * shape[i], offset_b -= b[i] * shape[i];
-      index[i] = 0;
+      index[i] = rest % shape[i], rest /= shape[i];
+      offset_a += index[i] * a[i], offset_b += index[i] * b[i];
+    }
+    for (int64_t r = first; r < last; ++r) {
+      f(offset_a, offset_b, shape[-1]);
+      for (int i = rank - 2; i >= 0; --i) {
+        offset_a += a[i], offset_b += b[i];
+        if (++index[i] < shape[i]) break;
+        offset_a -= a[i] * shape[i], offset_b -= b[i] * shape[i];
+        index[i] = 0;
+      }
     }
   }
 }

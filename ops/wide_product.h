@@ -6,14 +6,14 @@
 
 namespace occam {
 
-constexpr int64_t kWideRows = 14, kWideColumns = 32;  // a tile: 28 sums of 16 floats stay in registers
-constexpr int64_t kWideTerms = 256;
+constexpr int64_t kWideRows = 9, kWideColumns = 48;  // a tile: 27 sums of 16 floats stay in registers
+constexpr int64_t kWideTerms = 192;
 
-/// Floats that the packed form of b[k,n] has: panels of kWideColumns columns, [panels][k][kWideColumns], the
-/// last filled up with zeros.
-constexpr int64_t wide_packed(int64_t k, int64_t n) {
-  return (n + kWideColumns - 1) / kWideColumns * kWideColumns * k;
-}
+/// Columns of a panel of the packed form, up to its last vector.
+constexpr int64_t wide_padded(int64_t n) { return (n + 15) & ~int64_t{15}; }
+/// Floats that the packed form of b[k,n] has: panels of kWideColumns columns, the last one narrower, each
+/// [k][columns], filled up with zeros to whole vectors.
+constexpr int64_t wide_packed(int64_t k, int64_t n) { return wide_padded(n) * k; }
 /// Panels first to last - 1; `to` is the place of panel 0.
 void wide_pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, int64_t first, int64_t last,
                float* to);

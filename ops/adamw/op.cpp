@@ -47,12 +47,23 @@ std::vector<uint8_t> chunk_bytes(const std::vector<UpdateSlot>& slots) {
   return static_cast<const UpdateChunk*>(list.chunks);
 }
 
-/// f(slot, pointer type tag) over the slots on the CPU.
+/// f<type>(slot, first element, last + 1) for pieces of the slots on the CPU, which threads share.
 template <class F>
 void each_on_cpu(const std::vector<UpdateSlot>& slots, F&& f) {
+  constexpr int64_t kPiece = 4096;
+  std::vector<std::pair<const UpdateSlot*, int64_t>> pieces;
   for (const UpdateSlot& s : slots) {
     check_slot(s);
-    dispatch_float(s.param.dtype(), [&]<class T>() { f.template operator()<T>(s); });
+    dispatch_float(s.param.dtype(), []<class T>() {});  // other types are refused here, where that may throw
+    for (int64_t first = 0; first < s.param.numel(); first += kPiece) pieces.emplace_back(&s, first);
+  }
+#pragma omp parallel for schedule(static) if (pieces.size() > 4)
+  for (size_t i = 0; i < pieces.size(); ++i) {
+    const auto [slot, first] = pieces[i];
+    const int64_t last = std::min(first + kPiece, slot->param.numel());
+    dispatch_float(slot->param.dtype(), [&]<class T>() { f.template operator()<T>(*slot, first, last); });
+  }
+  for (const UpdateSlot& s : slots) {
     if (!s.shadow) continue;
     NoGrad no_grad;
     detach(s.shadow).copy_(detach(s.param));
@@ -152,16 +163,15 @@ void adamw_update(const std::vector<UpdateSlot>& slots, const StepScalars& scala
   }
   const float* v = scalars.values.data<float>();
   if (v[3] != 0) return;
-  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s, int64_t first, int64_t last) {
     kernels::AdamWNumbers<T> numbers(o.beta1, o.beta2, o.eps);
     T lr = T(v[0]), factor = kernels::clip_factor(T(v[2]), T(clip));
     T c1 = kernels::bias_correction(numbers.log1, T(v[1])),
       c2 = kernels::bias_correction(numbers.log2, T(v[1]));
     T *p = s.param.data<T>(), *m = s.first.data<T>(), *q = s.second.data<T>();
     const T* g = s.grad.data<T>();
-    int64_t n = s.param.numel();
-#pragma omp parallel for simd if (n > 16384)
-    for (int64_t i = 0; i < n; ++i)
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i)
       kernels::adamw_element(p[i], m[i], q[i], g[i] * factor, lr, T(s.weight_decay), numbers, c1, c2);
   });
 }
@@ -181,13 +191,12 @@ void sgd_update(const std::vector<UpdateSlot>& slots, const StepScalars& scalars
   }
   const float* v = scalars.values.data<float>();
   if (v[3] != 0) return;
-  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s, int64_t first, int64_t last) {
     T lr = T(v[0]), factor = kernels::clip_factor(T(v[2]), T(clip));
     T *p = s.param.data<T>(), *buffer = s.first.data<T>();
     const T* g = s.grad.data<T>();
-    int64_t n = s.param.numel();
-#pragma omp parallel for simd if (n > 16384)
-    for (int64_t i = 0; i < n; ++i)
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i)
       kernels::sgd_element(p[i], buffer[i], g[i] * factor, lr, T(s.weight_decay), T(momentum));
   });
 }
@@ -211,12 +220,11 @@ void ema_update(const std::vector<Tensor>& averages, const std::vector<Tensor>& 
     });
     return;
   }
-  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s) {
+  each_on_cpu(slots, [&]<class T>(const UpdateSlot& s, int64_t first, int64_t last) {
     T *average = s.param.data<T>(), keep = T(decay), rest = T(1 - decay);
     const T* value = s.grad.data<T>();
-    int64_t n = s.param.numel();
-#pragma omp parallel for simd if (n > 16384)
-    for (int64_t i = 0; i < n; ++i) average[i] = keep * average[i] + rest * value[i];
+#pragma omp simd
+    for (int64_t i = first; i < last; ++i) average[i] = keep * average[i] + rest * value[i];
   });
 }
 

@@ -16,10 +16,10 @@ namespace {
 constexpr float kInf = std::numeric_limits<float>::infinity();
 
 /// Keys with those that fill the last vector, whose scores are made and not used.
-int64_t padded(int64_t t) { return (t + 15) & ~int64_t{15}; }  // a form in which compilers see no rest
+int64_t padded(int64_t t) { return wide_padded(t); }
 
-/// Queries of a tile: some 28 in forward, whose scores stay in the L1 cache; 112 in backward, whose sums over
-/// the queries are long.
+/// Queries of a tile: in forward so many that their scores stay in the L1 cache, in backward 112, for long
+/// sums over them.
 int64_t tile_rows(int64_t t, int64_t most) {
   const int64_t tiles = (t + most - 1) / most;
   return (t + tiles - 1) / tiles;
@@ -32,15 +32,15 @@ inline float exp_of_negative(float x) {
 }
 
 typedef float V __attribute__((vector_size(64), aligned(4), may_alias));
-typedef int32_t I __attribute__((vector_size(64)));
 
-/// All 16 lanes in one, in four steps.
+/// All 16 lanes in one.
 template <class Combine>
 OCCAM_WIDE [[gnu::always_inline]] inline float reduce(const V& lanes, const Combine& combine) {
-  const I at = {0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15};
   V v = lanes;
-#pragma GCC unroll 4
-  for (int step = 8; step > 0; step /= 2) combine(v, __builtin_shuffle(v, at ^ step));
+  combine(v, __builtin_shufflevector(v, v, 8, 9, 10, 11, 12, 13, 14, 15, 0, 1, 2, 3, 4, 5, 6, 7));
+  combine(v, __builtin_shufflevector(v, v, 4, 5, 6, 7, 0, 1, 2, 3, 12, 13, 14, 15, 8, 9, 10, 11));
+  combine(v, __builtin_shufflevector(v, v, 2, 3, 0, 1, 6, 7, 4, 5, 10, 11, 8, 9, 14, 15, 12, 13));
+  combine(v, __builtin_shufflevector(v, v, 1, 0, 3, 2, 5, 4, 7, 6, 9, 8, 11, 10, 13, 12, 15, 14));
   return v[0];
 }
 
@@ -102,7 +102,8 @@ void pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, float* 
 }  // namespace
 
 void attention_forward_wide(const AttentionCpu<float>& a) {
-  const int64_t rows = tile_rows(a.t, 28), tiles = (a.t + rows - 1) / rows, items = a.b * a.h * tiles;
+  const int64_t rows = tile_rows(a.t, std::max<int64_t>(27, 5632 / padded(a.t))),
+                tiles = (a.t + rows - 1) / rows, items = a.b * a.h * tiles;
   const int64_t stride = 3 * a.h * a.d, out_stride = a.h * a.d, n = padded(a.t);
   const int64_t keys_size = wide_packed(a.d, a.t), values_size = wide_packed(a.t, a.d);
   Tensor scratch = scratch_of_threads(keys_size + values_size + rows * (n + 1));
