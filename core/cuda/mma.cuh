@@ -7,7 +7,7 @@
 // so two neighbouring d side by side, rounded to bf16, are an a: see fragment_a.
 #include <cstdint>
 
-#include "core/half.h"
+#include "core/cuda/math.cuh"
 
 namespace occam::cuda {
 
@@ -73,13 +73,6 @@ __device__ __forceinline__ void copies_commit() { asm volatile("cp.async.commit_
 template <int kNewest>
 __device__ __forceinline__ void copies_wait() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kNewest) : "memory");
-}
-
-/// 2^x, relative error below 2^-22; 0 for -infinity.
-__device__ __forceinline__ float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
 }
 
 }  // namespace occam::cuda

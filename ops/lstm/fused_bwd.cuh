@@ -48,11 +48,6 @@ struct Maps {
 
 #ifdef OCCAM_WARPGROUP
 
-__device__ __forceinline__ float tanh_fast(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
 /// {low, high} in f16.
 __device__ __forceinline__ uint32_t pack_f16(float low, float high) {
   uint32_t packed;

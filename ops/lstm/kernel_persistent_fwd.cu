@@ -20,12 +20,6 @@ constexpr int kAhead = 8;               // slots of x, a power of two
 constexpr uint32_t kX = 0, kH = kAhead * kSlot, kC = kH + 2 * kSlot, kBias = kC + 2 * kSlot,
                    kBytes = kBias + kGates * 8;
 
-__device__ __forceinline__ float tanh_fast(float x) {
-  float y;
-  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
 template <Cell kCell>
 __device__ constexpr bool is_sigmoid(int gate) {
   return kCell == Cell::lstm ? gate != 2 : gate < 2;

@@ -37,6 +37,10 @@ template <class T>
 void wkv_fwd(const WkvForward<T, float>& a, void* stream);
 template <class T>
 void wkv_bwd(const WkvBackward<T, float>& a, void* stream);
-int64_t wkv_scratch(const WkvShape& s, bool backward);
+/// Floats that `scratch`, which may be unset, has to hold.
+template <class T>
+int64_t wkv_scratch(const WkvForward<T, float>& a);
+template <class T>
+int64_t wkv_scratch(const WkvBackward<T, float>& a);
 
 }  // namespace occam::kernels

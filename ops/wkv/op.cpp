@@ -24,6 +24,8 @@ struct Wkv {
   static Outs forward(Ctx& c, In in, const Attrs& attrs) {
     const Tensor &k = in[0], &offsets = in[4];
     const kernels::WkvShape s{rows_of(k.shape(), offsets, attrs.longest), k.size(2)};
+    OCCAM_CHECK(s.t < int64_t(1) << 31, ErrorKind::shape, "wkv: k {} has sequences of 2^31 tokens or more",
+                k.shape().str());
     const bool any = c.needs(0) || c.needs(1) || c.needs(2) || c.needs(3);
     Tensor y = empty_like(k), log_sum = any ? empty(k.shape(), wide(k)) : Tensor();
     // Gradients are differences from y, which its rounding to bf16 would drown.
@@ -40,7 +42,7 @@ struct Wkv {
       dispatch_cuda(k.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
           auto a = fill(kernels::WkvForward<T, float>{});
-          Tensor scratch = empty({kernels::wkv_scratch(s, false)}, wide(k));
+          Tensor scratch = empty({kernels::wkv_scratch(a)}, wide(k));
           a.scratch = scratch.data<float>();
           kernels::wkv_fwd(a, current_stream(k.device()).handle);
         });
@@ -69,7 +71,7 @@ struct Wkv {
       dispatch_cuda(k.dtype(), [&]<class T>() {
         OCCAM_ON_CUDA({
           auto a = fill(kernels::WkvBackward<T, float>{});
-          Tensor scratch = empty({kernels::wkv_scratch(s, true)}, wide(k));
+          Tensor scratch = empty({kernels::wkv_scratch(a)}, wide(k));
           a.scratch = scratch.data<float>();
           kernels::wkv_bwd(a, current_stream(k.device()).handle);
         });

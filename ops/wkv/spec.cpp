@@ -79,7 +79,8 @@ OP_SPEC(wkv) {
     return t > 0 ? sample.same_as(by_matrix) : sample;  // softmax refuses empty rows
   };
   add("2x5x3", 2, 5, 3, 1, 1).small();
-  add("1x1x1", 1, 1, 1, 1, 1).small();
+  // The output of one token is its value: the gradient of its key is the difference of the two.
+  add("1x1x1", 1, 1, 1, 1, 1).cancelling_terms(0, 1).small();
   add("2x2x4", 2, 2, 4, 1, 1).small();
   // Lengths round the chunks of a warp and the segments in it; channels round a warp.
   add("3x31x33", 3, 31, 33, 1, 0.2);
@@ -89,6 +90,10 @@ OP_SPEC(wkv) {
   // Keys far beyond what an exponential of f32 holds.
   add("2x40x6-large-keys", 2, 40, 6, 60, 3);
   add("2x40x6-growing", 2, 40, 6, 1, -2);
+  add("2x40x8-steep-decay", 2, 40, 8, 1, 3);
+  add("1x70x8-decay-of-42", 1, 70, 8, 1, 0.6);
+  // More tokens than shared memory has room for.
+  add("1x450x8", 1, 450, 8, 1, 0.01);
   add("no-images", 0, 4, 3, 1, 1);
   add("no-tokens", 2, 0, 3, 1, 1);
   add("no-channels", 2, 4, 0, 1, 1);
@@ -112,4 +117,11 @@ OP_SPEC(wkv) {
         occam::wkv(x, x, occam::zeros({4}), occam::zeros({3}));
       },
       "wkv: axis `c` is 3 in k [1,2,3] but 4 in w [4]");
+  spec.bad(
+      "tokens",
+      [] {
+        occam::Tensor x = occam::zeros({1, int64_t(1) << 31, 0});
+        occam::wkv(x, x, occam::zeros({0}), occam::zeros({0}));
+      },
+      "wkv: k [1,2147483648,0] has sequences of 2^31 tokens or more");
 }

@@ -1,6 +1,6 @@
 #pragma once
-// The running sums of a channel, of what stands on one side of a token, with the maximum of their exponents.
-#include "core/cuda/gelu_fast.h"
+// The running sums of a channel, of what stands on one side of a token. All terms of a sum are over one
+// exponent, which the sum does not know, or, in the Joined form, over the largest of theirs.
 #include "core/cuda/math.cuh"
 
 namespace occam::kernels {
@@ -9,120 +9,85 @@ namespace {
 
 using namespace cuda;
 
-constexpr float kLargest = 126;     // exponent of a factor; what needs more was lost beside a larger sum
-constexpr float kNothing = -1e30f;  // maximum of no terms: finite, so that differences are numbers
+constexpr float kNothing = -1e30f;  // exponent of no term: finite, so that differences are numbers
 
-/// Two sums with maxima a and b under one maximum: one of the factors is 1.
-struct Factors {
-  float a, b, max;
-  __device__ Factors(float max_a, float max_b) {
-    const float e = exp2_of(-fabsf(max_a - max_b));
-    const bool first = max_a >= max_b;
-    a = first ? 1 : e, b = first ? e : 1, max = first ? max_a : max_b;
+/// What a token adds to a numerator and a denominator, times 2^-(some exponent).
+struct Term {
+  float num, den;
+};
+/// The same over its own exponent x.
+struct Token {
+  float x, num, den;
+  __device__ Term over(float exponent) const {
+    const float weight = exp2_fast(x - exponent);
+    return {weight * num, weight * den};
   }
 };
 
-// kSteepest: a sum may be smaller than its maximum says by a segment's decay, and another one before it is
-// merged and its maximum made exact again. What f32 loses below 2^-126 then stays below 2^-24 of the sum.
-constexpr float kSteepest = 96;
-__device__ bool is_steep(float w, float u, int segment) {
-  return !(2 * float(segment) * fabsf(w) + fabsf(u) <= kSteepest);
-}
-
-/// Tokens of a segment: x are the exponents of their terms, kNothing for none.
-struct Keys {
-  static constexpr int kSize = 8;
-  float x[kSize], v[kSize];
-};
-struct Slopes {
-  static constexpr int kSize = 4;
-  float x[kSize], g[kSize], y[kSize];
-};
-template <class Segment>
-__device__ __forceinline__ float peak(const Segment& of, float max) {
-#pragma unroll
-  for (int i = 0; i < Segment::kSize; ++i) max = fmaxf(max, of.x[i]);
-  return max;
-}
-template <class Segment>
-__device__ __forceinline__ void weights(const Segment& of, float max, float (&to)[Segment::kSize]) {
-#pragma unroll
-  for (int i = 0; i < Segment::kSize; ++i) to[i] = exp2_of(of.x[i] - max);
-}
-
-/// sum of 2^(k - w distance) (v, 1), divided by 2^max.
+/// sum of 2^(k - w distance) (v, 1).
 struct Average {
-  using Segment = Keys;
-  static constexpr int kFloats = 3, kSegment = Keys::kSize;
-  float num = 0, den = 0, max = kNothing;
+  static constexpr int kFloats = 2;
+  float num = 0, den = 0;
 
   /// One token further away, and a token at distance 0 joins.
-  __device__ void join(float w, const Keys& of, int i) {
-    const Factors f(max - w, of.x[i]);
-    step(f.a, f.b, of, i);
-    max = f.max;
+  __device__ void step(float decay, const Term& t) { num = decay * num + t.num, den = decay * den + t.den; }
+  /// The terms of `far`, all of them `distance` further away; decay = 2^(-w distance).
+  __device__ void add(const Average& far, float decay, float) {
+    num += decay * far.num, den += decay * far.den;
   }
-  /// The same of a weight 2^(x - max), decay = 2^-w.
-  __device__ void step(float decay, float weight, const Keys& of, int i) {
-    num = decay * num + weight * of.v[i], den = decay * den + weight;
+  __device__ void scale(float factor) { num *= factor, den *= factor; }
+  __device__ void put(float* at, int64_t stride) const { at[0] = num, at[stride] = den; }
+  __device__ void get(const float* at, int64_t stride) { num = at[0], den = at[stride]; }
+};
+
+/// The same for backward: sum of 2^(-log_sum - w distance) (g, -g y), and of these times distance + 1: a
+/// token takes one multiply-add more to move away than without.
+struct Pull {
+  static constexpr int kFloats = 4;
+  float num = 0, den = 0, far_num = 0, far_den = 0;
+
+  __device__ void step(float decay, const Term& t) {
+    num = decay * num + t.num, den = decay * den + t.den;
+    far_num = decay * far_num + num, far_den = decay * far_den + den;
   }
-  /// Over another maximum.
-  __device__ void over(float new_max) {
-    const float f = exp2_of(fminf(max - new_max, kLargest));
-    num *= f, den *= f, max = new_max;
+  __device__ void add(const Pull& far, float decay, float distance) {
+    num += decay * far.num, den += decay * far.den;
+    far_num += decay * (far.far_num + distance * far.num);
+    far_den += decay * (far.far_den + distance * far.den);
   }
-  /// Of the same maximum.
-  __device__ void add(const Average& other) { num += other.num, den += other.den; }
-  /// The terms of `far`, all of them `distance` further away.
-  __device__ void join_all(const Average& far, float w, float distance) {
-    const Factors f(max, far.max - w * distance);
-    num = f.a * num + f.b * far.num, den = f.a * den + f.b * far.den, max = f.max;
-  }
+  __device__ void scale(float factor) { num *= factor, den *= factor, far_num *= factor, far_den *= factor; }
   __device__ void put(float* at, int64_t stride) const {
-    at[0] = num, at[stride] = den, at[2 * stride] = max;
+    at[0] = num, at[stride] = den, at[2 * stride] = far_num, at[3 * stride] = far_den;
   }
   __device__ void get(const float* at, int64_t stride) {
-    num = at[0], den = at[stride], max = at[2 * stride];
+    num = at[0], den = at[stride], far_num = at[2 * stride], far_den = at[3 * stride];
   }
 };
 
-/// The same for backward: sum of 2^(-log_sum - w distance) (g, -g y) and of these times the distance.
-struct Pull {
-  using Segment = Slopes;
-  static constexpr int kFloats = 5, kSegment = Slopes::kSize;
-  float num = 0, den = 0, moment_num = 0, moment_den = 0, max = kNothing;
+/// A sum over 2^max, the largest exponent of its terms, as softmax statistics are kept (Milakov and
+/// Gimelshein, arXiv 1805.02867): for any decays and keys, at two exponentials a term.
+template <class Sum>
+struct Joined {
+  static constexpr int kFloats = Sum::kFloats + 1;
+  Sum sum;
+  float max = kNothing;
 
-  __device__ void join(float w, const Slopes& of, int i) {
-    const Factors f(max - w, of.x[i]);
-    step(f.a, f.b, of, i);
-    max = f.max;
+  __device__ void over(float new_max) { sum.scale(exp2_fast(max - new_max)), max = new_max; }
+  __device__ void join(float w, const Token& t) {
+    const float old = max - w;
+    max = fmaxf(old, t.x);
+    sum.step(exp2_fast(old - max), t.over(max));
   }
-  __device__ void step(float decay, float weight, const Slopes& of, int i) {
-    moment_num = decay * (moment_num + num), moment_den = decay * (moment_den + den);
-    const float g = weight * of.g[i];
-    num = decay * num + g, den = decay * den - g * of.y[i];
-  }
-  __device__ void over(float new_max) {
-    const float f = exp2_of(fminf(max - new_max, kLargest));
-    num *= f, den *= f, moment_num *= f, moment_den *= f, max = new_max;
-  }
-  __device__ void add(const Pull& other) {
-    num += other.num, den += other.den;
-    moment_num += other.moment_num, moment_den += other.moment_den;
-  }
-  __device__ void join_all(const Pull& far, float w, float distance) {
-    const Factors f(max, far.max - w * distance);
-    moment_num = f.a * moment_num + f.b * (far.moment_num + distance * far.num);
-    moment_den = f.a * moment_den + f.b * (far.moment_den + distance * far.den);
-    num = f.a * num + f.b * far.num, den = f.a * den + f.b * far.den, max = f.max;
+  __device__ void add(const Joined& far, float w, float distance) {
+    const float other = far.max - w * distance;
+    over(fmaxf(max, other));
+    sum.add(far.sum, exp2_fast(other - max), distance);
   }
   __device__ void put(float* at, int64_t stride) const {
-    at[0] = num, at[stride] = den, at[2 * stride] = moment_num, at[3 * stride] = moment_den;
-    at[4 * stride] = max;
+    sum.put(at, stride), at[Sum::kFloats * stride] = max;
   }
   __device__ void get(const float* at, int64_t stride) {
-    num = at[0], den = at[stride], moment_num = at[2 * stride], moment_den = at[3 * stride];
-    max = at[4 * stride];
+    sum.get(at, stride), max = at[Sum::kFloats * stride];
   }
 };
 

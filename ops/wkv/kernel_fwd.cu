@@ -1,0 +1,166 @@
+// Forward: see chunks.cuh. Terms are over the largest key of the sequence: an output has at least that term,
+// decayed, so that what f32 loses is lost beside it.
+#include "core/cuda/mma.cuh"
+#include "core/cuda/vec.cuh"
+#include "ops/wkv/chunks.cuh"
+
+namespace occam::kernels {
+
+namespace {
+
+constexpr int kSegment = 8, kTokens = 40;
+constexpr float kSteepest =
+    96;  // a sum may be that much below the largest term, with 2^-24 of itself above 2^-126
+constexpr int64_t kMostShared = 100 * 1024;
+
+/// to [tokens of the warp][kLanes] = the block's channels of x.
+template <class T>
+__device__ __forceinline__ void bring(const WkvShape& s, const Place<kSegment>& p, const T* x, T* to) {
+  constexpr int kPieces = kLanes / kPack<T>;
+  const int64_t left = s.c - (p.channel - threadIdx.x);
+  x += p.base - threadIdx.x;
+  for (int e = p.first * kPieces + int(threadIdx.x); e < p.last * kPieces; e += kLanes) {
+    const int token = e / kPieces, at = e % kPieces * kPack<T>;
+    copy_async16(to + token * kLanes + at, x + token * s.c + (at < left ? at : 0), at < left);
+  }
+}
+
+/// Where the outputs of token after token go.
+template <class T, bool kKept>
+struct Outputs {
+  T* y;
+  float *log_sum, *wide_y;
+  int64_t step;
+
+  __device__ Outputs(const WkvForward<T, float>& a, int64_t base, int64_t first, int64_t step)
+      : y(a.y + base + first),
+        log_sum(a.log_sum + base + first),
+        wide_y(a.wide_y + base + first),
+        step(step) {}
+  __device__ void next(const Average& sum, float exponent) {
+    const float average = sum.num * reciprocal_fast(sum.den);
+    *y = from_acc<T>(average), y += step;
+    if constexpr (kKept) {
+      *log_sum = exponent + log2_fast(sum.den), log_sum += step;
+      if constexpr (!std::is_same_v<T, float>) *wide_y = average, wide_y += step;
+    }
+  }
+};
+
+/// Tokens at `row` elements from each other.
+template <bool kTile, bool kKept, class T>
+struct Pairs {
+  static constexpr bool kAhead = !kTile;
+  const T *keys, *values;
+  int64_t row;
+  float exponent, bonus;
+  Outputs<T, kKept> to;
+  T k[kSegment], v[kSegment];
+
+  template <bool kFull>
+  __device__ void load(int first, int count) {
+    const T *key = keys + first * row, *value = values + first * row;
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i)
+      if (kFull || i < count) k[i] = key[i * row], v[i] = value[i * row];
+  }
+  template <bool kFull>
+  __device__ void take(int, int count, Term (&terms)[kSegment]) const {
+#pragma unroll
+    for (int i = 0; i < kSegment; ++i)
+      terms[i] =
+          kFull || i < count ? Token{to_acc(k[i]) * kLog2e, to_acc(v[i]), 1}.over(exponent) : Term{0, 0};
+  }
+  template <bool kFull>
+  __device__ void load_again(int first, int count) {
+    load<kFull>(first, count);
+  }
+  template <bool kFull>
+  __device__ void take_again(int first, int count, Term (&terms)[kSegment]) const {
+    take<kFull>(first, count, terms);
+  }
+  __device__ void put(int, const Term& own, Average all) {
+    all.num += bonus * own.num, all.den += bonus * own.den;
+    to.next(all, exponent);
+  }
+};
+
+/// kTile: keys and values are brought to shared memory first. kKept: backward will follow.
+template <bool kTile, bool kKept, class T>
+__global__ void __maxnreg__(kTile ? 72 : 96) wkv_fwd_chunks(WkvForward<T, float> a) {
+  using Sum = Average;
+  __shared__ float largest[kMaxWarps][kLanes];
+  const WkvShape& s = a.s;
+  const Place<kSegment> p(s);
+  const Decay d(a.w, a.u, p, kSteepest);
+  const Memory<Sum, kSegment> memory(s, p, kTile ? nullptr : a.scratch);
+  const T *keys = a.k + p.base, *values = a.v + p.base;
+  if constexpr (kTile) {
+    T* tile = reinterpret_cast<T*>(memory.tile(s));
+    bring(s, p, a.k, tile), bring(s, p, a.v, tile + s.t * kLanes);
+    copies_commit();
+    copies_wait<0>();
+    __syncwarp();
+    keys = tile + threadIdx.x, values = keys + s.t * kLanes;
+  }
+  const int64_t row = kTile ? kLanes : s.c;
+  Outputs<T, kKept> to{a, p.base, p.first * s.c, s.c};
+  if (d.steep)
+    return walk_steep<Sum>(
+        p, d, memory,
+        [=](int at) {
+          return Token{to_acc(keys[at * row]) * kLog2e, to_acc(values[at * row]), 1};
+        },
+        [=, u = d.u](int, Token own, Joined<Sum> all) mutable {
+          own.x += u;
+          all.over(fmaxf(all.max, own.x));
+          const Term term = own.over(all.max);
+          all.sum.num += term.num, all.sum.den += term.den;
+          to.next(all.sum, all.max);
+        });
+  float exponent = kNothing;
+  if (p.inside) {
+#pragma unroll 8
+    for (int at = p.first; at < p.last; ++at) exponent = fmaxf(exponent, to_acc(keys[at * row]));
+  }
+  largest[threadIdx.y][threadIdx.x] = exponent;
+  __syncthreads();
+  for (int n = 0; n < int(blockDim.y); ++n) exponent = fmaxf(exponent, largest[n][threadIdx.x]);
+  exponent *= kLog2e;
+  Pairs<kTile, kKept, T> pairs{keys, values, row, exponent, exp2_fast(d.u), to, {}, {}};
+  walk<Sum>(p, d, memory, pairs);
+}
+
+template <class T>
+Layout<Average, kSegment> layout_of(const WkvForward<T, float>& a) {
+  const bool packs = a.s.c % kPack<T> == 0 && aligned16(a.k, a.v);
+  return {a.s, warps_of(a.s, kTokens), packs ? int64_t(sizeof(T)) / 2 : 0, kMostShared};
+}
+
+}  // namespace
+
+template <class T>
+int64_t wkv_scratch(const WkvForward<T, float>& a) {
+  return layout_of(a).scratch(a.s);
+}
+
+template <class T>
+void wkv_fwd(const WkvForward<T, float>& a, void* stream) {
+  if (a.s.b * a.s.t * a.s.c == 0) return;
+  const auto layout = layout_of(a);
+  auto* kernel = a.log_sum == nullptr
+                     ? layout.global ? wkv_fwd_chunks<false, false, T> : wkv_fwd_chunks<true, false, T>
+                 : layout.global ? wkv_fwd_chunks<false, true, T>
+                                 : wkv_fwd_chunks<true, true, T>;
+  allow_shared(kernel, "wkv_fwd_chunks", layout.shared_bytes() + 4 * kMaxWarps * kLanes);
+  const dim3 block(kLanes, unsigned(layout.warps));
+  kernel<<<grid_of(a.s), block, size_t(layout.shared_bytes()), as_stream(stream)>>>(a);
+  check_launch("wkv_fwd_chunks", stream);
+}
+
+template int64_t wkv_scratch(const WkvForward<float, float>&);
+template int64_t wkv_scratch(const WkvForward<bf16, float>&);
+template void wkv_fwd(const WkvForward<float, float>&, void*);
+template void wkv_fwd(const WkvForward<bf16, float>&, void*);
+
+}  // namespace occam::kernels
