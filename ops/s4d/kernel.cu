@@ -1,7 +1,7 @@
-// Lanes of ops/scan.cuh with kStates complex states each.
+// Chains of ops/scan.cuh with kStates complex states a lane. Every thread reads and writes its own channel's
+// elements: neighbouring threads have neighbouring channels, and nothing goes through shared memory.
 #include "ops/s4d/kernel.h"
 
-#include "core/cuda/math.cuh"
 #include "ops/s4d/coefficients.h"
 #include "ops/scan.cuh"
 
@@ -9,31 +9,14 @@ namespace occam::kernels {
 
 namespace {
 
-constexpr int kTokens = 16;
-constexpr int kEach = kTokens * kChannels / kThreads;
+constexpr int kTokens = 4;           // read together, and so many more ahead
+constexpr int kShortest = 16;        // segment
+constexpr int kThreadsAtOnce = 512;  // on a multiprocessor
+template <int kSplit>
+constexpr int kBlocks = kThreadsAtOnce / (kSplit * kChannels);
 
 /// What is written: end states of segments from 0, or results.
 enum class Pass { sums, results };
-
-/// Channel of which the thread copies every fourth token, and its place in the block.
-struct Copied {
-  int column;
-  int64_t channel, of;  // of: a channel that there is
-  __device__ __forceinline__ Copied(const ChannelScanShape& s, const Spot& at) {
-    column = int(threadIdx.x) % kChannels;
-    channel = at.channel - at.local + column, of = min(channel, s.c - 1);
-  }
-};
-
-/// Elements of position p of [b,t,...] arrays lie at start + p step.
-struct Walk {
-  int64_t start, step;
-  __device__ __forceinline__ Walk(const Spot& at, bool backwards, int64_t row, int64_t within) {
-    start = at.edge(backwards) * row + within;
-    step = backwards ? -row : row;
-  }
-  __device__ __forceinline__ int64_t at(int64_t position) const { return start + position * step; }
-};
 
 template <int kStates>
 struct States {
@@ -52,8 +35,8 @@ struct States {
     }
   }
   __device__ __forceinline__ void advance(int k, float u) {
-    const float r = factor_re[k] * re[k] - factor_im[k] * im[k] + u;
-    im[k] = factor_re[k] * im[k] + factor_im[k] * re[k];
+    const float r = fmaf(factor_re[k], re[k], fmaf(-factor_im[k], im[k], u));
+    im[k] = fmaf(factor_re[k], im[k], factor_im[k] * re[k]);
     re[k] = r;
   }
 };
@@ -68,74 +51,62 @@ __device__ __forceinline__ Complex<float> power(Complex<float> factor, int64_t c
   return result;
 }
 
-template <class T, int kStates>
-__global__ void __launch_bounds__(kThreads)
-    s4d_scan_tiles(S4dScan<T, float> a, Segments segments, float2* ends, Pass pass) {
-  __shared__ float u[kTokens][kChannels];
+template <class T, int kStates, int kSplit>
+__global__ void __launch_bounds__(kChannels* kSplit, kBlocks<kSplit>)
+    s4d_scan_chains(S4dScan<T, float> a, Segments segments, float2* ends, Pass pass) {
   const ChannelScanShape s = a.s;
-  const Spot at(s, segments);
+  const Spot at(s, segments, kSplit);
   if (pass == Pass::sums && at.segment + 1 == segments.count) return;
   States<kStates> x(a.coefficients, s, at);
   const int64_t chains = s.chains();
-  if (pass == Pass::results && at.segment > 0 && at.valid)
+  if (pass == Pass::results && at.segment > 0 && at.valid) {
+    Complex<float> through[kStates];
 #pragma unroll
-    for (int k = 0; k < kStates; ++k) {
-      const int64_t state = at.lane * kStates + k;
-      if (state >= s.n) continue;
-      const Complex<float> through = power({x.factor_re[k], x.factor_im[k]}, segments.length);
-      Complex<float> sum;
-      for (int64_t j = 0; j < at.segment; ++j) {
+    for (int k = 0; k < kStates; ++k) through[k] = power({x.factor_re[k], x.factor_im[k]}, segments.length);
+    for (int64_t j = 0; j < at.segment; ++j)
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) {
+        const int64_t state = at.lane * kStates + k;
+        if (state >= s.n) continue;
         const float2 end = ends[(j * chains + at.chain) * s.n + state];
-        sum = through * sum + Complex<float>{end.x, end.y};
+        const Complex<float> sum =
+            through[k] * Complex<float>{x.re[k], x.im[k]} + Complex<float>{end.x, end.y};
+        x.re[k] = sum.re, x.im[k] = sum.im;
       }
-      x.re[k] = sum.re, x.im[k] = sum.im;
-    }
+  }
   const bool is_backward = a.is_backward(), backwards = (at.direction == 1) != is_backward;
-  const Copied copied(s, at);
-  const Walk shared_row(at, backwards, s.c, copied.of);                            // [b,t,c]
-  const Walk own_row(at, backwards, 2 * s.c, s.y_at(0, at.direction, copied.of));  // [b,t,h,2,w]
-  const Walk from_row = is_backward ? own_row : shared_row, to_row = is_backward ? shared_row : own_row;
-  const T* from = is_backward ? a.gy : a.u;
-  float* gu = a.gu + at.direction * s.rows() * s.c;
-  const float skip = at.valid ? to_acc(a.skip[at.direction * s.c + at.channel]) : 0.0f;
-  for (int64_t position = at.first; position < at.last; position += kTokens) {
-    __syncthreads();
+  const int64_t channel = at.some_channel(s), row = at.edge(backwards);
+  const int64_t shared_at = row * s.c + channel, shared_step = backwards ? -s.c : s.c;    // in [b,t,c]
+  const int64_t own_at = s.y_at(row, at.direction, channel), own_step = 2 * shared_step;  // in [b,t,h,2,w]
+  Ahead<T, kTokens> in(is_backward ? a.gy + own_at : a.u + shared_at, is_backward ? own_step : shared_step,
+                       at);
+  float* gu = a.gu + at.direction * s.rows() * s.c + shared_at + at.first * shared_step;
+  T* y = a.y + own_at + at.first * own_step;
+  const float skip = to_acc(a.skip[at.direction * s.c + channel]);
+  const bool writes = pass == Pass::results && at.valid && at.lane == 0;
+  for (int position = at.first; position < at.last; position += kTokens) {
+    float u[kTokens];
+    in.take(u);
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      u[token][copied.column] = position + token < at.last && copied.channel < s.c
-                                    ? to_acc(from[from_row.at(position + token)])
-                                    : 0.0f;
-    }
-    __syncthreads();
+    for (int i = 0; i < kTokens; ++i) {
+      float even = skip * u[i], odd = 0;
+      if (kSplit > 1 && at.lane > 0) even = 0;
 #pragma unroll
-    for (int four = 0; four < kTokens; four += 4) {
-      float y[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float in = u[four + i][at.local];
-        y[i] = 0;
-#pragma unroll
-        for (int k = 0; k < kStates; ++k) {
-          x.advance(k, in);
-          y[i] += x.weight_re[k] * x.re[k] - x.weight_im[k] * x.im[k];
-        }
+      for (int k = 0; k < kStates; ++k) {
+        x.advance(k, u[i]);
+        float& sum = k % 2 == 0 ? even : odd;
+        sum = fmaf(x.weight_re[k], x.re[k], fmaf(-x.weight_im[k], x.im[k], sum));
       }
-      // Only the channel's own lanes, which have read it, use this element.
-      float& place = u[four + at.lane][at.local];
-      place = sum_over_lanes(y, at.lane) + skip * place;
-      __syncwarp();
-    }
-    if (pass == Pass::sums) continue;
-    __syncthreads();
+      float sum = even + odd;
 #pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      if (position + token >= at.last || copied.channel >= s.c) continue;
-      if (is_backward)
-        gu[to_row.at(position + token)] = u[token][copied.column];
-      else
-        a.y[to_row.at(position + token)] = from_acc<T>(u[token][copied.column]);
+      for (int lanes = 1; lanes < kSplit; lanes *= 2) sum += __shfl_xor_sync(0xffffffffu, sum, lanes);
+      if (writes && position + i < at.last) {
+        if (is_backward)
+          *gu = sum;
+        else
+          *y = from_acc<T>(sum);
+      }
+      gu += shared_step, y += own_step;
     }
   }
   // A segment that others follow is whole, so no step without a token changed its states.
@@ -148,85 +119,73 @@ __global__ void __launch_bounds__(kThreads)
 
 /// States x and their slopes x' = dx / d factor, x'_t = factor x'_{t-1} + x_{t-1}, on the way forward; ends:
 /// x, x'.
-template <class T, int kStates>
-__global__ void __launch_bounds__(kThreads, 2)
-    s4d_sums_tiles(S4dSums<T, float> a, Segments segments, float4* ends, Pass pass) {
-  __shared__ float u[kTokens][kChannels], gy[kTokens][kChannels];
+template <class T, int kStates, int kSplit>
+__global__ void __launch_bounds__(kChannels* kSplit, kBlocks<kSplit>)
+    s4d_sums_chains(S4dSums<T, float> a, Segments segments, float4* ends, Pass pass) {
   const ChannelScanShape s = a.s;
-  const Spot at(s, segments);
-  if (pass == Pass::sums && at.segment + 1 == segments.count) return;
+  const Spot at(s, segments, kSplit);
+  if (!at.valid || (pass == Pass::sums && at.segment + 1 == segments.count)) return;
   States<kStates> x(a.coefficients, s, at);
   float slope_re[kStates] = {}, slope_im[kStates] = {};
   float sums[kStates][4] = {};
   const int64_t chains = s.chains();
-  if (pass == Pass::results && at.segment > 0 && at.valid)
+  if (pass == Pass::results && at.segment > 0) {
+    Complex<float> before[kStates], through[kStates];  // (f^L)' = L f^(L-1)
 #pragma unroll
     for (int k = 0; k < kStates; ++k) {
-      const int64_t state = at.lane * kStates + k;
-      if (state >= s.n) continue;
-      // (f^L)' = L f^(L-1)
-      const Complex<float> before = power({x.factor_re[k], x.factor_im[k]}, segments.length - 1);
-      const Complex<float> through = before * Complex<float>{x.factor_re[k], x.factor_im[k]};
-      Complex<float> sum, slope;
-      for (int64_t j = 0; j < at.segment; ++j) {
-        const float4 end = ends[(j * chains + at.chain) * s.n + state];
-        slope = through * slope + float(segments.length) * (before * sum) + Complex<float>{end.z, end.w};
-        sum = through * sum + Complex<float>{end.x, end.y};
-      }
-      x.re[k] = sum.re, x.im[k] = sum.im, slope_re[k] = slope.re, slope_im[k] = slope.im;
+      const Complex<float> factor{x.factor_re[k], x.factor_im[k]};
+      before[k] = power(factor, segments.length - 1), through[k] = before[k] * factor;
+      before[k] = float(segments.length) * before[k];
     }
-  const Copied copied(s, at);
-  const Walk u_row(at, at.direction == 1, s.c, copied.of);
-  const Walk gy_row(at, at.direction == 1, 2 * s.c, s.y_at(0, at.direction, copied.of));
-  float by_u = 0;
-  for (int64_t position = at.first; position < at.last; position += kTokens) {
-    __syncthreads();
-#pragma unroll
-    for (int i = 0; i < kEach; ++i) {
-      const int token = int(threadIdx.x) / kChannels + i * kLanes;
-      const bool there = position + token < at.last && copied.channel < s.c;
-      u[token][copied.column] = there ? to_acc(a.u[u_row.at(position + token)]) : 0.0f;
-      gy[token][copied.column] = there ? to_acc(a.gy[gy_row.at(position + token)]) : 0.0f;
-      by_u += u[token][copied.column] * gy[token][copied.column];
-    }
-    __syncthreads();
-#pragma unroll 4
-    for (int token = 0; token < kTokens; ++token) {
-      const float in = u[token][at.local], gradient = gy[token][at.local];
+    for (int64_t j = 0; j < at.segment; ++j)
 #pragma unroll
       for (int k = 0; k < kStates; ++k) {
-        const float r = x.factor_re[k] * slope_re[k] - x.factor_im[k] * slope_im[k] + x.re[k];
-        slope_im[k] = x.factor_re[k] * slope_im[k] + x.factor_im[k] * slope_re[k] + x.im[k];
+        const int64_t state = at.lane * kStates + k;
+        if (state >= s.n) continue;
+        const float4 end = ends[(j * chains + at.chain) * s.n + state];
+        const Complex<float> sum{x.re[k], x.im[k]}, slope{slope_re[k], slope_im[k]};
+        const Complex<float> next = through[k] * sum + Complex<float>{end.x, end.y},
+                             next_slope = through[k] * slope + before[k] * sum + Complex<float>{end.z, end.w};
+        x.re[k] = next.re, x.im[k] = next.im, slope_re[k] = next_slope.re, slope_im[k] = next_slope.im;
+      }
+  }
+  const int64_t row = at.edge(at.direction == 1), step = at.direction == 1 ? -s.c : s.c;
+  Ahead<T, kTokens> of_u(a.u + row * s.c + at.channel, step, at);
+  Ahead<T, kTokens> of_gy(a.gy + s.y_at(row, at.direction, at.channel), 2 * step, at);
+  float by_u = 0;
+  for (int position = at.first; position < at.last; position += kTokens) {
+    float u[kTokens], gy[kTokens];
+    of_u.take(u), of_gy.take(gy);
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) {
+      by_u = fmaf(u[i], gy[i], by_u);
+#pragma unroll
+      for (int k = 0; k < kStates; ++k) {
+        const float re = x.factor_re[k], im = x.factor_im[k];
+        const float r = fmaf(re, slope_re[k], fmaf(-im, slope_im[k], x.re[k]));
+        slope_im[k] = fmaf(re, slope_im[k], fmaf(im, slope_re[k], x.im[k]));
         slope_re[k] = r;
-        x.advance(k, in);
-        sums[k][0] += gradient * x.re[k];
-        sums[k][1] += gradient * x.im[k];
-        sums[k][2] += gradient * slope_re[k];
-        sums[k][3] += gradient * slope_im[k];
+        x.advance(k, u[i]);
+        sums[k][0] = fmaf(gy[i], x.re[k], sums[k][0]);
+        sums[k][1] = fmaf(gy[i], x.im[k], sums[k][1]);
+        sums[k][2] = fmaf(gy[i], slope_re[k], sums[k][2]);
+        sums[k][3] = fmaf(gy[i], slope_im[k], sums[k][3]);
       }
     }
   }
-  if (pass == Pass::sums) {
-    if (at.valid)
+  const bool ends_only = pass == Pass::sums;
 #pragma unroll
-      for (int k = 0; k < kStates; ++k)
-        if (at.lane * kStates + k < s.n)
-          ends[(at.segment * chains + at.chain) * s.n + at.lane * kStates + k] =
-              make_float4(x.re[k], x.im[k], slope_re[k], slope_im[k]);
-    return;
+  for (int k = 0; k < kStates; ++k) {
+    const int64_t state = at.lane * kStates + k;
+    if (state >= s.n) continue;
+    if (ends_only)
+      ends[(at.segment * chains + at.chain) * s.n + state] =
+          make_float4(x.re[k], x.im[k], slope_re[k], slope_im[k]);
+    else
+      reinterpret_cast<float4*>(a.states)[(at.part + at.channel) * s.n + state] =
+          make_float4(sums[k][0], sums[k][1], sums[k][2], sums[k][3]);
   }
-  if (at.valid)
-#pragma unroll
-    for (int k = 0; k < kStates; ++k)
-      if (at.lane * kStates + k < s.n)
-        reinterpret_cast<float4*>(a.states)[(at.part + at.channel) * s.n + at.lane * kStates + k] =
-            make_float4(sums[k][0], sums[k][1], sums[k][2], sums[k][3]);
-  __syncthreads();
-  u[int(threadIdx.x) / kChannels][copied.column] = by_u;
-  __syncthreads();
-  if (int(threadIdx.x) < kChannels && copied.channel < s.c)
-    a.skip[at.part + copied.channel] =
-        u[0][copied.column] + u[1][copied.column] + u[2][copied.column] + u[3][copied.column];
+  if (!ends_only && at.lane == 0) a.skip[at.part + at.channel] = by_u;
 }
 
 template <class T>
@@ -256,15 +215,27 @@ __global__ void s4d_parameter_grads_channels(ChannelScanShape s, S4dParameters<T
   }
 }
 
+/// `one` lane a channel, or with few chains or many states four.
+struct Walk {
+  Segments segments;
+  int lanes;
+};
+Walk walk_of(const ChannelScanShape& s, int one) {
+  const Segments few = segments_of(s, kShortest, kThreadsAtOnce / (one * kChannels));
+  if (s.n <= 16 && few.count == 1) return {few, one};
+  return {segments_of(s, kShortest, kThreadsAtOnce / (4 * kChannels)), 4};
+}
+Walk scan_walk(const ChannelScanShape& s) { return walk_of(s, 1); }
+Walk sums_walk(const ChannelScanShape& s) { return walk_of(s, 2); }
+
 /// kernel(a, segments, ends, pass), with a first pass when there are segments.
 template <class Args, class Ends>
-void launch(void (*kernel)(Args, Segments, Ends*, Pass), const char* name, const Args& a, float* workspace,
-            void* stream) {
-  const Segments segments = segments_of(a.s, kTokens);
+void launch(void (*kernel)(Args, Segments, Ends*, Pass), const char* name, const Args& a, const Walk& walk,
+            float* workspace, void* stream) {
   for (Pass pass : {Pass::sums, Pass::results}) {
-    if (pass == Pass::sums && segments.count == 1) continue;
-    kernel<<<blocks_of(a.s, segments), kThreads, 0, as_stream(stream)>>>(
-        a, segments, reinterpret_cast<Ends*>(workspace), pass);
+    if (pass == Pass::sums && walk.segments.count == 1) continue;
+    kernel<<<blocks_of(a.s, walk.segments), kChannels * walk.lanes, 0, as_stream(stream)>>>(
+        a, walk.segments, reinterpret_cast<Ends*>(workspace), pass);
     check_launch(name, stream);
   }
 }
@@ -272,10 +243,10 @@ void launch(void (*kernel)(Args, Segments, Ends*, Pass), const char* name, const
 }  // namespace
 
 int64_t s4d_workspace(const ChannelScanShape& s) {
-  const Segments segments = segments_of(s, kTokens);
-  return segments.count > 1 ? 4 * segments.count * s.chains() * s.n : 0;
+  const int64_t scan = scan_walk(s).segments.count, sums = sums_walk(s).segments.count;
+  return std::max(scan > 1 ? 2 * scan : 0, sums > 1 ? 4 * sums : 0) * s.chains() * s.n;
 }
-int64_t s4d_parts(const ChannelScanShape& s) { return s.b * segments_of(s, kTokens).count; }
+int64_t s4d_parts(const ChannelScanShape& s) { return s.b * sums_walk(s).segments.count; }
 
 template <class T>
 void s4d_coefficients(const ChannelScanShape& s, const S4dParameters<T>& p, float* coefficients,
@@ -293,11 +264,19 @@ void s4d_parameter_grads(const ChannelScanShape& s, const S4dParameters<T>& p, c
 }
 template <class T>
 void s4d_scan(const S4dScan<T, float>& a, float* workspace, void* stream) {
-  launch(a.s.n <= 16 ? s4d_scan_tiles<T, 4> : s4d_scan_tiles<T, 8>, "s4d_scan_tiles", a, workspace, stream);
+  const Walk walk = scan_walk(a.s);
+  launch(walk.lanes == 1 ? s4d_scan_chains<T, 16, 1>
+         : a.s.n <= 16   ? s4d_scan_chains<T, 4, 4>
+                         : s4d_scan_chains<T, 8, 4>,
+         "s4d_scan_chains", a, walk, workspace, stream);
 }
 template <class T>
 void s4d_sums(const S4dSums<T, float>& a, float* workspace, void* stream) {
-  launch(a.s.n <= 16 ? s4d_sums_tiles<T, 4> : s4d_sums_tiles<T, 8>, "s4d_sums_tiles", a, workspace, stream);
+  const Walk walk = sums_walk(a.s);
+  launch(walk.lanes == 2 ? s4d_sums_chains<T, 8, 2>
+         : a.s.n <= 16   ? s4d_sums_chains<T, 4, 4>
+                         : s4d_sums_chains<T, 8, 4>,
+         "s4d_sums_chains", a, walk, workspace, stream);
 }
 
 #define OCCAM_INSTANTIATE(T)                                                                        \
