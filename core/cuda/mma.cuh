@@ -24,6 +24,14 @@ __device__ __forceinline__ void mma_bf16(float (&d)[4], const uint32_t (&a)[4], 
       : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
+/// The same over 8 steps of the sum: the first half of a and of b.
+__device__ __forceinline__ void mma_bf16(float (&d)[4], uint32_t a0, uint32_t a1, uint32_t b) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 {%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};"
+      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+      : "r"(a0), "r"(a1), "r"(b));
+}
+
 /// Four 8 x 8 matrices from shared memory: lanes 8i .. 8i+7 pass the addresses (multiples of 16 bytes) of the
 /// rows of matrix i, and r[i] receives its elements [g][2q], [g][2q+1]; of the transposed form
 /// [2q][g], [2q+1][g].

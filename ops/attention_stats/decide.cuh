@@ -1,5 +1,5 @@
 #pragma once
-// What f32 could not tell of a row, in f64: by a warp, or by a block where order matters too.
+// What f32 could not tell of a row, in f64: row by row by a block, or without order some rows together.
 #include "core/cuda/reduce.cuh"
 #include "ops/attention_stats/records.h"
 
@@ -127,73 +127,132 @@ __device__ __forceinline__ double exp_of_negative(double x) {
   return x < -700 ? 0 : scaled;
 }
 
-/// Row i, whose record is v, by a warp, for d = 64, at most 32 kKeys keys and no order. `pack`(j, c):
-/// elements 8c .. 8c+7 of key j, which may be any up to the last multiple of 16. The record tells the base.
-template <int kKeys, class Pack>
-__device__ __forceinline__ void decide_by_warp(const Pack& pack, const bf16* query, double scale, int i,
-                                               const MapLayout& m, float* v) {
-  using namespace cuda;
-  const int lane = int(threadIdx.x) % kWarp, t = int(m.t), last = round_up(t, 16) - 1;
-  const uint32_t two = reinterpret_cast<const uint32_t*>(query)[lane];
-  const double base = double(v[kTopMass1]) * 0.6931471805599453;
-  const bool places = v[kAttentionDistance] == kNoMass;
-  double e[kKeys] = {};
+/// Rows of a map with d = 64 and at most kTokens keys, without order, by a block of four warps: four rows
+/// at a time, a thread having every 128th key of each, then a warp a row.
+template <int kTokens>
+struct Decision {
+  static constexpr int kRows = 4, kThreads = kRows * cuda::kWarp, kHead = 64;
+  static constexpr int kKeys = cuda::div_up(kTokens, kThreads);
+  static constexpr int kRoom = kRows * (kHead + kTokens);  // f64 numbers: [rows][head], [rows][tokens]
+
+  const bf16* queries;
+  int64_t stride;  // from query to query
+  double scale;
+  const MapLayout& m;
+  double* room;
+  float* records;
+  int slot;  // from record to record
+
+  /// `rows` [count]; `pack`(j, c): elements 8c .. 8c+7 of key j < kTokens. Synchronised before, and after.
+  template <class Pack>
+  __device__ __forceinline__ void rows(int count, const uint8_t* rows, const Pack& pack) const {
+    using namespace cuda;
+    const int warp = int(threadIdx.x) / kWarp, lane = int(threadIdx.x) % kWarp;
+    double* q = room;
 #pragma unroll 1
-  for (int c = 0; c < 8; ++c) {
-    double q[8];
-#pragma unroll
-    for (int n = 0; n < 4; ++n) {
-      const uint32_t word = __shfl_sync(0xffffffffu, two, c * 4 + n);
-      q[2 * n] = widened(word << 16) * 0x1p896, q[2 * n + 1] = widened(word) * 0x1p896;
+    for (int first = 0; first < count; first += kRows) {
+      const int here = min(kRows, count - first);
+      if (warp < here) {
+        const uint32_t two = reinterpret_cast<const uint32_t*>(queries + rows[first + warp] * stride)[lane];
+        q[warp * kHead + 2 * lane] = widened(two << 16) * 0x1p896;
+        q[warp * kHead + 2 * lane + 1] = widened(two) * 0x1p896;
+      }
+      __syncthreads();
+      products(here, pack);
+#pragma unroll 1
+      for (int r = 0; r < here; ++r) weigh(r, double(records[rows[first + r] * slot + kTopMass1]));
+      __syncthreads();
+      if (warp < here) finish(warp, rows[first + warp]);
+      __syncthreads();
     }
+  }
+
+ private:
+  __device__ __forceinline__ double* weights(int r) const { return room + kRows * kHead + r * kTokens; }
+  static __device__ __forceinline__ int key(int u) { return u * kThreads + int(threadIdx.x); }
+
+  /// Products of the first queries with all keys, times 2^-896.
+  template <class Pack>
+  __device__ __forceinline__ void products(int here, const Pack& pack) const {
+    double sums[kRows][kKeys][2] = {};
+#pragma unroll 1
+    for (int c = 0; c < kHead / 8; ++c) {
+      double k[kKeys][8];
 #pragma unroll
-    for (int k = 0; k < kKeys; ++k) {
-      const uint4 of_key = pack(min(k * kWarp + lane, last), c);
-      const uint32_t parts[4] = {of_key.x, of_key.y, of_key.z, of_key.w};
+      for (int u = 0; u < kKeys; ++u) {
+        const uint4 of_key = pack(min(key(u), kTokens - 1), c);
+        const uint32_t parts[4] = {of_key.x, of_key.y, of_key.z, of_key.w};
 #pragma unroll
-      for (int n = 0; n < 4; ++n) {
-        e[k] = fma(q[2 * n], widened(parts[n] << 16), e[k]);
-        e[k] = fma(q[2 * n + 1], widened(parts[n]), e[k]);
+        for (int n = 0; n < 4; ++n)
+          k[u][2 * n] = widened(parts[n] << 16), k[u][2 * n + 1] = widened(parts[n]);
+      }
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        if (r >= here) break;
+#pragma unroll
+        for (int n = 0; n < 8; ++n) {
+          const double q = room[r * kHead + c * 8 + n];
+#pragma unroll
+          for (int u = 0; u < kKeys; ++u) sums[r][u][n % 2] = fma(q, k[u][n], sums[r][u][n % 2]);
+        }
       }
     }
-  }
-  double sum = 0;
 #pragma unroll
-  for (int k = 0; k < kKeys; ++k) {
-    e[k] = k * kWarp + lane < t ? exp_of_negative(fma(e[k], scale * 0x1p896, -base)) : 0;
-    sum += e[k];
-  }
-  const double inverse = 1 / warp_sum(sum), n = double(t);
-  int below = 0, below_uniform = 0;
+    for (int r = 0; r < kRows; ++r)
 #pragma unroll
-  for (int k = 0; k < kKeys; ++k) {
-    const double p = k * kWarp + lane < t ? e[k] * inverse : 1;
-    below += __popc(__ballot_sync(0xffffffffu, p < kShareThreshold * (1 - kTie)));
-    below_uniform += __popc(__ballot_sync(0xffffffffu, p < 1 / n * (1 - kTie)));
+      for (int u = 0; u < kKeys; ++u)
+        if (r < here && key(u) < kTokens) weights(r)[key(u)] = sums[r][u][0] + sums[r][u][1];
   }
-  if (lane == 0) {
-    v[kThresholdShare] = float(below / n), v[kThresholdShareUniform] = float(below_uniform / n);
-    v[kGini] = v[kTopMass1] = __int_as_float(0x7fc00000);
-    v[kSinkMassMax] = fabsf(v[kSinkMassMax]);
+
+  /// The thread's products become weights, relative to 2^base.
+  __device__ __forceinline__ void weigh(int r, double base) const {
+#pragma unroll
+    for (int u = 0; u < kKeys; ++u) {
+      const int j = key(u);
+      double& of = weights(r)[j];
+      if (j < kTokens)
+        of = j < m.t ? exp_of_negative(fma(of, scale * 0x1p896, base * -0.6931471805599453)) : 0;
+    }
   }
-  if (!places) return;
-  const int gw = int(m.grid_w), patch = i - int(m.prefix), y = patch / gw, x = patch % gw;
-  double mass = 0, distance = 0, window3 = 0, window5 = 0;
+
+  /// Row i from its weights, by a warp.
+  __device__ __forceinline__ void finish(int r, int i) const {
+    using namespace cuda;
+    const int lane = int(threadIdx.x) % kWarp, t = int(m.t), prefix = int(m.prefix);
+    const double* e = weights(r);
+    float* v = records + i * slot;
+    const bool places = v[kAttentionDistance] == kNoMass;
+    double sum = 0;
+#pragma unroll 4
+    for (int j = lane; j < kTokens; j += kWarp) sum += e[j];
+    const double total = warp_sum(sum), n = double(t);
+    const double share = total * (kShareThreshold * (1 - kTie)), uniform = total * (1 - kTie);
+    unsigned below = 0, below_uniform = 0;
+#pragma unroll 4
+    for (int j = lane; j < t; j += kWarp) below += e[j] < share, below_uniform += e[j] * n < uniform;
+    below = __reduce_add_sync(0xffffffffu, below);
+    below_uniform = __reduce_add_sync(0xffffffffu, below_uniform);
+    if (lane == 0) {
+      v[kThresholdShare] = float(below) / float(t),
+      v[kThresholdShareUniform] = float(below_uniform) / float(t);
+      v[kGini] = v[kTopMass1] = __int_as_float(0x7fc00000);
+      v[kSinkMassMax] = fabsf(v[kSinkMassMax]);
+    }
+    if (!places) return;
+    const int gw = int(m.grid_w), patch = i - prefix, y = patch / gw, x = patch % gw;
+    double mass = 0, distance = 0, window3 = 0, window5 = 0;
 #pragma unroll 1
-  for (int k = 0; k < kKeys; ++k) {
-    const int of_patch = k * kWarp + lane - int(m.prefix);
-    double p = 0;
-#pragma unroll
-    for (int at = 0; at < kKeys; ++at) p = at == k && of_patch >= 0 ? e[at] : p;  // e stays in registers
-    const int dy = of_patch / gw - y, dx = of_patch % gw - x, reach = max(abs(dy), abs(dx));
-    mass += p, distance += p * sqrt(double(dy * dy + dx * dx));
-    window3 += reach <= 1 ? p : 0, window5 += reach <= 2 ? p : 0;
+    for (int j = prefix + lane; j < t; j += kWarp) {
+      const int dy = (j - prefix) / gw - y, dx = (j - prefix) % gw - x, reach = max(abs(dy), abs(dx));
+      mass += e[j], distance += e[j] * sqrt(double(dy * dy + dx * dx));
+      window3 += reach <= 1 ? e[j] : 0, window5 += reach <= 2 ? e[j] : 0;
+    }
+    mass = warp_sum(mass), distance = warp_sum(distance);
+    window3 = warp_sum(window3), window5 = warp_sum(window5);
+    if (lane > 0) return;
+    v[kAttentionDistance] = mass > 0 ? float(distance / mass) : __int_as_float(0x7fc00000);
+    v[kWindowMass3] = float(window3 / total), v[kWindowMass5] = float(window5 / total);
   }
-  mass = warp_sum(mass), distance = warp_sum(distance), window3 = warp_sum(window3),
-  window5 = warp_sum(window5);
-  if (lane > 0) return;
-  v[kAttentionDistance] = mass > 0 ? float(distance / mass) : __int_as_float(0x7fc00000);
-  v[kWindowMass3] = float(window3 * inverse), v[kWindowMass5] = float(window5 * inverse);
-}
+};
 
 }  // namespace occam::kernels

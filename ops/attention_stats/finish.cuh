@@ -31,16 +31,18 @@ __device__ __forceinline__ void write_means(const float* rows, int64_t stride, c
   constexpr int kStats = kAttentionStatCount, kGroups = kBlock / kStats, kWarps = kBlock / kWarp;
   static_assert(kStats * 2 == kWarp);
   const int k = int(threadIdx.x) % kStats, group = int(threadIdx.x) / kStats;
-  double prefix = 0, patch = 0, left_out = 0;
+  double prefix = 0, patch = 0;
+  int missing = 0;
   for (int64_t i = group; i < m.prefix; i += kGroups) prefix += double(rows[i * stride + k]);
 #pragma unroll 4
   for (int64_t i = m.prefix + group; i < m.t; i += kGroups) {
-    float value = rows[i * stride + k];
+    const float value = rows[i * stride + k], support = rows[i * stride + kEffectiveSupport];
     // A patch row without mass on patches has no distance and is left out of that mean.
-    if (k == kAttentionDistance && isnan(value) && isfinite(rows[i * stride + kEffectiveSupport]))
-      value = 0, left_out += 1;
-    patch += double(value);
+    const bool out = bool(int(k == kAttentionDistance) & int(isnan(value)) & int(isfinite(support)));
+    patch += out ? 0.0 : double(value);
+    missing += out;
   }
+  double left_out = missing;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   prefix += shuffle_xor(prefix, kStats), patch += shuffle_xor(patch, kStats);
   left_out += shuffle_xor(left_out, kStats);

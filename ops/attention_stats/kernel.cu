@@ -166,7 +166,7 @@ void launch_rows(const MapSource<T>& s, const MapLayout& m, const Records& recor
   const RowRoom room = room_of<kByWarp>(m.t, s.d);
   auto* kernel = packed(s) ? stats_rows<kByWarp, true, T> : stats_rows<kByWarp, false, T>;
   allow_shared(kernel, "stats_rows", room.bytes);
-  kernel<<<unsigned(s.b * s.h * records.parts), kThreads, size_t(room.bytes), stream>>>(
+  kernel<<<grid_of_blocks(s.b * s.h * records.parts), kThreads, size_t(room.bytes), stream>>>(
       s, m, records, room.padded, rows_of_block(m.t));
   check_launch("stats_rows", stream);
 }
@@ -225,7 +225,7 @@ void attention_stats(const MapSource<T>& source, const MapLayout& m, double* scr
   if (left == Left::nothing) return;
   if (left == Left::rows)
     (m.t <= kWarpRow ? launch_rows<true, T> : launch_rows<false, T>)(source, m, records, as_stream(stream));
-  stats_finish<<<unsigned(maps), kFinishThreads, 0, as_stream(stream)>>>(m, records, out);
+  stats_finish<<<grid_of_blocks(maps), kFinishThreads, 0, as_stream(stream)>>>(m, records, out);
   check_launch("stats_finish", as_stream(stream));
 }
 
@@ -234,7 +234,7 @@ void attention_moments(const MapSource<T>& source, int64_t t, float* out, void* 
   const int64_t bytes = (3 * t + source.d) * int64_t(sizeof(double));
   auto* kernel = packed(source) ? moments_rows<true, T> : moments_rows<false, T>;
   allow_shared(kernel, "attention_map_moments", bytes);
-  kernel<<<unsigned(source.h * t), kThreads, size_t(bytes), as_stream(stream)>>>(source, t, out);
+  kernel<<<grid_of_blocks(source.h * t), kThreads, size_t(bytes), as_stream(stream)>>>(source, t, out);
   check_launch("moments_rows", stream);
 }
 

@@ -92,7 +92,7 @@ void launch_order(const MapSource<bf16>& s, const MapLayout& m, const Records& r
       std::max(tiling.warps * kWarp * 2 * kTiles * int64_t(sizeof(float)), decide_bytes(m.t, s.d));
   allow_shared(stats_order<kTiles>, "stats_order", bytes);
   stats_order<kTiles>
-      <<<unsigned(s.b * s.h * tiling.parts), unsigned(tiling.warps * kWarp), size_t(bytes), stream>>>(
+      <<<grid_of_blocks(s.b * s.h * tiling.parts), unsigned(tiling.warps * kWarp), size_t(bytes), stream>>>(
           s, m, records, tiling);
   check_launch("stats_order", stream);
 }

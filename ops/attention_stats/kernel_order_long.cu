@@ -93,8 +93,8 @@ void launch_order_long(const MapSource<bf16>& s, const MapLayout& m, const Recor
                        const Tiling& tiling, cudaStream_t stream) {
   const int64_t bytes = Shared<kN>::bytes(tiling);
   allow_shared(stats_order_long<kN>, "stats_order_long", bytes);
-  stats_order_long<kN>
-      <<<unsigned(s.b * s.h * tiling.parts), kThreadsHere, size_t(bytes), stream>>>(s, m, records, tiling);
+  stats_order_long<kN><<<grid_of_blocks(s.b * s.h * tiling.parts), kThreadsHere, size_t(bytes), stream>>>(
+      s, m, records, tiling);
   check_launch("stats_order_long", stream);
 }
 

@@ -138,7 +138,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, kBlocks)
     }
   }
   if (!active) return;
-  Statistics r(facts, shares, at, round_up(t, 8) - t);
+  Statistics r(facts, shares, Counts(shares.bounds), at, round_up(t, 8) - t);
   if (facts.row >= t) return;
   if (m.order) r.tell(error, reported(shares.base));
   r.store(records.values + (place.map * t + facts.row) * kStats);
@@ -150,7 +150,7 @@ void launch_streaming(const MapSource<bf16>& s, const MapLayout& m, const Record
   const int64_t bytes = Shared::bytes(tiling, m);
   allow_shared(stats_streaming<kD>, "stats_streaming", bytes);
   stats_streaming<kD>
-      <<<unsigned(s.b * s.h * tiling.parts), unsigned(tiling.warps * kWarp), size_t(bytes), stream>>>(
+      <<<grid_of_blocks(s.b * s.h * tiling.parts), unsigned(tiling.warps * kWarp), size_t(bytes), stream>>>(
           s, m, records, tiling);
   check_launch("stats_streaming", stream);
 }

@@ -4,116 +4,19 @@
 // known, what needs probabilities; first_pass and second_pass do so for scores that are made twice, 8 or 32
 // keys at a time. A lane's scores are those of mma.cuh: rows g and g+8, of every 8 keys those at 2q and 2q+1.
 // Derivations: README.md.
-#include "core/cuda/launch.h"
-#include "core/cuda/mma.cuh"
-#include "core/cuda/reduce.cuh"
+#include "ops/attention_stats/counting.cuh"
 #include "ops/attention_stats/records.h"
 
 namespace occam::kernels::streaming {
 
-using namespace cuda;
-
-inline constexpr int kStats = kAttentionStatCount;
-inline constexpr int kWarpRows = 16;
-inline constexpr int kUnit = 32;               // keys that a warp treats together, at most
-inline constexpr int kWorkStride = kUnit + 8;  // of column sums; 8 rows of pairs miss each other's banks
-inline constexpr int kWorkFloats = 8 * kWorkStride;  // of a warp
-inline constexpr float kLog2 = 1.4426950408889634f, kLn = 0.6931471805599453f;
-inline constexpr float kHidden = -1e30f;  // a score of a key that does not exist
-inline constexpr float kUnitF32 = 0x1p-24f;
-inline constexpr float kMostExponent = 12;  // of a weight, before the base is raised
-
 __device__ __forceinline__ float quad_sum(float x) { return warp_reduce<4>(x, SumOp{}); }
 __device__ __forceinline__ float nan_f() { return __int_as_float(0x7fc00000); }
-
-// Relative errors below 2^-22.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float sqrt_fast(float x) {
-  float y;
-  asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-/// x / divisor for x up to 2^20, 0 or more: half an integer away from the next quotient, so f32 is enough.
-struct Divisor {
-  float inverse;
-  __device__ __forceinline__ explicit Divisor(int divisor) : inverse(reciprocal(float(divisor))) {}
-  __device__ __forceinline__ int quotient(int x) const { return int((float(x) + 0.5f) * inverse); }
-};
 
 /// How far a probability may be off, relative to itself: README.md, "Counts".
 __device__ __forceinline__ float error_of(float longest_squares, int d, float scale, int t) {
   return 4 * kUnitF32 * sqrt_fast(float(d)) * scale * sqrt_fast(longest_squares) +
          (36 + float(t) / kUnit) * kUnitF32;
 }
-
-/// Counts numbers below a bound, and knows when rounding could have decided: a number counts 1 well below, 0
-/// well above and a fraction within a relative error e of the bound, so that the sum of the squares is the
-/// sum only when no number is that close. `middle` = 1/2 + 1/2e, slope = 1/2e / bound.
-struct Counter {
-  float slope, count = 0;
-  __device__ __forceinline__ explicit Counter(float slope_) : slope(slope_) {}
-  static __device__ __forceinline__ float middle_of(float error) { return 0.5f + 0.5f * reciprocal(error); }
-  __device__ __forceinline__ void add(float x, float middle, float& squares) {
-    float below = __saturatef(fmaf(-slope, x, middle));
-    count += below;
-    squares = fmaf(below, below, squares);
-  }
-};
-
-/// Distances on the grid, in shared memory.
-struct Tables {
-  float* distances;  // [2 grid_h - 1][2 grid_w - 1], by difference of rows and columns
-  int* offsets;      // of a key in `distances`, in bytes; [keys], 0 from t on
-  int keys;
-  static OCCAM_HD int64_t floats(const MapLayout& m) { return (2 * m.grid_h - 1) * (2 * m.grid_w - 1); }
-  /// By all threads; they synchronise after.
-  __device__ __forceinline__ void fill(const MapLayout& m) const {
-    const int gw = int(m.grid_w), gh = int(m.grid_h), width = 2 * gw - 1, prefix = int(m.prefix);
-    const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
-    const int warps = int(blockDim.x) / kWarp;
-    const Divisor by_grid(gw);
-    for (int j = int(threadIdx.x); j < keys; j += int(blockDim.x)) {
-      const int patch = max(j - prefix, 0);
-      offsets[j] = j < int(m.t) ? (patch + by_grid.quotient(patch) * (width - gw)) * int(sizeof(float)) : 0;
-    }
-    for (int y = warp; y < 2 * gh - 1; y += warps)
-      for (int x = lane; x < width; x += kWarp) {
-        const float dy = float(y - (gh - 1)), dx = float(x - (gw - 1));
-        distances[y * width + x] = sqrt_fast(dy * dy + dx * dx);
-      }
-  }
-};
-
-/// Where a warp's rows are.
-struct WarpRows {
-  int first, t, prefix;
-  int band_begin, band_end;  // keys that a window of one of the rows may hold
-  const char* from[2];       // a lane's rows in the distances
-  const int* offsets;
-  __device__ __forceinline__ WarpRows(const MapLayout& m, const Tables& tables, int first_row)
-      : first(first_row), t(int(m.t)), prefix(int(m.prefix)), offsets(tables.offsets) {
-    const int gw = int(m.grid_w), gh = int(m.grid_h), width = 2 * gw - 1;
-    const Divisor by_grid(gw);
-    // Two rows and two columns of the grid from the warp's first and last patch.
-    const int reach = 2 * gw + 2;
-    band_begin = max(first, prefix) - reach, band_end = min(first + kWarpRows, t) + reach;
-    if (first + kWarpRows <= prefix) band_end = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      const int i = row(half), patch = i < prefix || i >= t ? 0 : i - prefix, y = by_grid.quotient(patch);
-      from[half] =
-          reinterpret_cast<const char*>(tables.distances + (gh - 1 - y) * width + gw - 1 - patch + y * gw);
-    }
-  }
-  __device__ __forceinline__ int row(int half) const {
-    return first + int(threadIdx.x) % kWarp / 4 + half * 8;
-  }
-};
 
 /// What a lane adds up of one of its two rows. Weights are relative to 2^base; `sum` is over patch keys.
 struct Row {
@@ -160,29 +63,13 @@ __device__ __forceinline__ void raise(Row& r, float shift) {
   r.base += shift;
 }
 
-/// Distances of a lane's rows to the 8 kN keys from `key` on, in the order of scores.
-template <int kN>
-struct Distances {
-  float v[4 * kN];
-  __device__ __forceinline__ Distances(const WarpRows& at, int key) {
-    const int2* offsets = reinterpret_cast<const int2*>(at.offsets + key + int(threadIdx.x) % 4 * 2);
-#pragma unroll
-    for (int n = 0; n < kN; ++n) {
-      const int2 to = offsets[n * 4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i)
-        v[4 * n + i] = *reinterpret_cast<const float*>(at.from[i / 2] + (i % 2 == 0 ? to.x : to.y));
-    }
-  }
-};
-
 /// Adds what is linear in the weights e [4 kN] of the 8 kN keys from `key` on, kN = 1 or even. Only the
 /// first 8 kPrefix may be prefix keys.
 template <int kN, int kPrefix>
 __device__ __forceinline__ void add_linear(const float* e, const Distances<kN>& distances, Row (&row)[2],
                                            const WarpRows& at, int key) {
   constexpr int kStep = kN < 2 ? kN : 2;  // 16 keys near the warp's rows or not
-  float sum[2] = {};
+  float sum[2];
 #pragma unroll
   for (int n = 0; n < kN; n += kStep) {
     const int begin = key + n * 8;
@@ -198,17 +85,21 @@ __device__ __forceinline__ void add_linear(const float* e, const Distances<kN>& 
 #pragma unroll
     for (int i = 0; i < 4 * kStep; ++i) {
       Row& r = row[i / 2 % 2];
-      sum[i / 2 % 2] += patch[i];
       r.distance = fmaf(patch[i], distances.v[4 * n + i], r.distance);
+    }
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      const float* of = patch + 2 * half;
+      const float here = kStep == 1 ? of[0] + of[1] : (of[0] + of[1]) + (of[4] + of[5]);
+      sum[half] = n == 0 ? here : sum[half] + here;
     }
     if (begin < at.band_end && begin + 8 * kStep > at.band_begin) {
 #pragma unroll
       for (int i = 0; i < 4 * kStep; ++i) {
-        // Within 1 or 2 rows and columns is no farther than sqrt 2 or sqrt 8; farther is 2 or 3 at least.
         const float distance = distances.v[4 * n + i];
         Row& r = row[i / 2 % 2];
-        r.window3 = fmaf(patch[i], __saturatef(fmaf(distance, -8.0f, 13.0f)), r.window3);
-        r.window5 = fmaf(patch[i], __saturatef(fmaf(distance, -16.0f, 47.0f)), r.window5);
+        r.window3 = fmaf(patch[i], in_window3(distance), r.window3);
+        r.window5 = fmaf(patch[i], in_window5(distance), r.window5);
       }
     }
   }
@@ -277,12 +168,11 @@ __device__ __forceinline__ T reported_sum(T upper, T lower) {
 /// Between the passes: what the second one compares with and adds up.
 struct Shares {
   float base[2], weight[2];  // 1 / sum of the row; 0 for a row that is none
-  Counter below[2], below_uniform[2];
-  float decided[2] = {}, middle, largest = 0;  // largest weight of row g, in a warp with prefix rows
-  __device__ __forceinline__ Shares(const Row (&row)[2], const WarpRows& at, float error, Facts& facts)
-      : below{Counter(0), Counter(0)},
-        below_uniform{Counter(0), Counter(0)},
-        middle(Counter::middle_of(error)) {
+  Below bounds;
+  float largest = 0;  // largest weight of row g, in a warp with prefix rows
+  __device__ __forceinline__ Shares(const Row (&row)[2], const WarpRows& at, float error, Facts& facts) {
+    const float half_band = 0.5f * reciprocal(error * Below::kWider);
+    bounds.middle = 0.5f + half_band;
     float mass[2], total[2];
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
@@ -291,8 +181,8 @@ struct Shares {
       base[h] = row[h].base;
       const float inverse = reciprocal(total[h]);
       weight[h] = at.row(h) < at.t ? inverse : 0;
-      below[h].slope = (middle - 0.5f) * inverse * float(1 / kShareThreshold);
-      below_uniform[h].slope = (middle - 0.5f) * inverse * float(at.t);
+      bounds.slope[0][h] = half_band * inverse * float(1 / kShareThreshold);
+      bounds.slope[1][h] = half_band * inverse * float(at.t);
     }
     const auto sum_of = [&](float Row::*x) { return reported_sum(row[0].*x, row[1].*x); };
     const float sum = reported(total), of_patch = reported(mass), inverse = reciprocal(sum);
@@ -328,17 +218,6 @@ __device__ __forceinline__ void add_columns(const float* e, float upper, float l
   __syncwarp();
 }
 
-/// Counts weights e [4 kN] below the thresholds.
-template <int kN>
-__device__ __forceinline__ void count(const float* e, Shares& shares) {
-#pragma unroll
-  for (int i = 0; i < 4 * kN; ++i) {
-    const int half = i / 2 % 2;
-    shares.below[half].add(e[i], shares.middle, shares.decided[half]);
-    shares.below_uniform[half].add(e[i], shares.middle, shares.decided[half]);
-  }
-}
-
 /// The same products again. `work`: kWorkFloats of the warp; the sums are those of the 8 kN columns.
 template <int kN>
 __device__ __forceinline__ void second_pass(float* s, Shares& shares, const WarpRows& at, float factor,
@@ -346,7 +225,7 @@ __device__ __forceinline__ void second_pass(float* s, Shares& shares, const Warp
   if (at.t - key < 8 * kN) hide<kN>(s, key, at.t);
 #pragma unroll
   for (int i = 0; i < 4 * kN; ++i) s[i] = exp2_fast(fmaf(s[i], factor, -shares.base[i / 2 % 2]));
-  count<kN>(s, shares);
+  shares.bounds.add<kN>(s);
   if (at.first >= at.prefix) {
     add_columns<kN>(s, shares.weight[0], shares.weight[1], work, patch_sums);
     return;
@@ -371,27 +250,20 @@ __device__ __forceinline__ void second_pass(float* s, Shares& shares, const Warp
 struct Statistics {
   float v[kStats];
   bool undecided;
-  __device__ __forceinline__ Statistics(const Facts& f, const Shares& s, const WarpRows& at, int hidden) {
-    const int lane = int(threadIdx.x) % kWarp;
-    int counts[2];
-    unsigned undecided_lanes[2];
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const float a = s.below[h].count, b = s.below_uniform[h].count;
-      counts[h] = __float2int_rn(a) | __float2int_rn(b) << 16;
-      undecided_lanes[h] = __ballot_sync(0xffffffffu, a + b != s.decided[h]);
-    }
-    const int both = reported_sum(counts[0], counts[1]);
+  __device__ __forceinline__ Statistics(const Facts& f, const Shares& s, const Counts& c, const WarpRows& at,
+                                        int hidden) {
+    const float below = reported_sum(c.below[0], c.below[1]);
+    const float below_uniform = reported_sum(c.below_uniform[0], c.below_uniform[1]);
+    const float squares = reported_sum(c.squares[0], c.squares[1]);
     const float largest = at.first < at.prefix ? warp_reduce<4>(s.largest, MaxOp{}) : 0;
     const float t = float(at.t), uniform = reciprocal(t);
     const bool finite = fabsf(f.entropy) < infinity_<float>(), spatial = finite && f.row >= at.prefix;
-    undecided =
-        finite && ((spatial && f.without_mass) || (reported(undecided_lanes) >> lane / 4 * 4 & 15u) != 0);
+    undecided = finite && ((spatial && f.without_mass) || below + below_uniform != squares);
 #pragma unroll
     for (int k = 0; k < kStats; ++k) v[k] = nan_f();
     if (!finite) return;
-    v[kThresholdShare] = float((both & 0xffff) - hidden) * uniform;
-    v[kThresholdShareUniform] = float((both >> 16) - hidden) * uniform;
+    v[kThresholdShare] = (below - float(hidden)) * uniform;
+    v[kThresholdShareUniform] = (below_uniform - float(hidden)) * uniform;
     if (at.t > 1) v[kEntropy] = f.entropy * reciprocal(__logf(t)), v[kHoyer] = f.hoyer;
     v[kEffectiveSupport] = exp2_fast(f.entropy * kLog2);
     if (spatial) {
