@@ -96,6 +96,12 @@ class Cases {
           },
           [f = f](const Tensors& in) { return f(in[0], in[1]); });
     add(
+        "add", x.str() + " and one image's, as a position embedding",
+        [this, x] {
+          return Tensors{values(x), values(x.with(0, 1))};
+        },
+        [](const Tensors& in) { return in[0] + in[1]; });
+    add(
         "scale_shift", x.str(), [this, x] { return Tensors{values(x)}; },
         [](const Tensors& in) { return mul_scalar(in[0], 0.5); });
     add(
@@ -160,6 +166,9 @@ class Cases {
     add(
         "sum", x.str() + " over tokens", [this, x] { return Tensors{values(x)}; },
         [](const Tensors& t) { return sum(t[0], {1}); });
+    add(
+        "sum", x.str() + " over images", [this, x] { return Tensors{values(x)}; },
+        [](const Tensors& t) { return sum(t[0], {0}); });
     add(
         "max", x.str() + " over channels", [this, x] { return Tensors{values(x)}; },
         [](const Tensors& t) { return max(t[0], -1); });

@@ -152,8 +152,13 @@ std::vector<OpCase> scan_cases(const OpSizes& s, Device device, DType dtype) {
   add_both("short_conv", "4 taps, mamba2's 256 more channels",
            {{{b, t, 2, c + 256}}, {{2, c + 256, 4}}, {{2, c + 256}}},
            [](const Tensors& in, const Sequences& rows) { return short_conv(in[0], in[1], in[2], rows); });
+  add_both("short_conv", "7 taps round the token, one direction",
+           {{{b, t, 1, c + 256}}, {{1, c + 256, 7}}, {{1, c + 256}}},
+           [](const Tensors& in, const Sequences& rows) { return short_conv(in[0], in[1], in[2], rows); });
   add("rms_norm", "gated, both directions", {{{b, t, h, 2, w}}, {{2, h, w}}, {{b, t, 2, h, w}}},
       [](const Tensors& in) { return rms_norm(in[0], in[1], in[2]); });
+  add("rms_norm", "both directions, no gate", {{{b, t, h, 2, w}}, {{2, h, w}}},
+      [](const Tensors& in) { return rms_norm(in[0], in[1]); });
   add("softplus_gates", "a gate a head", {{{b, t, 2, h}}, {{2, h}}, {{2, h}, 0, 2.7}},
       [](const Tensors& in) { return softplus_gates(in[0], in[1], in[2]).scale; });
   add("gate_maximum", "a gate a head", {{{b, t, 2, h}}, {{b, t, 2, h}}},

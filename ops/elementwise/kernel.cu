@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "core/cuda/divider.h"
 #include "core/cuda/launch.h"
 #include "core/cuda/vec.cuh"
 
@@ -33,21 +34,6 @@ __device__ __forceinline__ void fetch(const T* from, bool one, float (&to)[kWide
   for (int k = 0; k < kWide; ++k) to[k] = to_acc(*from);
 }
 
-/// n / divisor for n below 2^31 as a product: with 2^(s-1) < divisor <= 2^s and m = 2^(32+s) / divisor
-/// rounded up, n m / 2^(32+s) is off by less than 1 / divisor (Granlund and Montgomery, PLDI 1994).
-struct Divider {
-  uint32_t factor, shift;
-  __device__ uint32_t operator()(uint32_t n) const {
-    return uint32_t((uint64_t(__umulhi(n, factor)) + n) >> shift);  // m = 2^32 + factor
-  }
-};
-Divider divider_of(int64_t divisor) {
-  uint32_t shift = 0;
-  while ((int64_t(1) << shift) < divisor) ++shift;
-  return {
-      uint32_t(((uint64_t(1) << 32) * ((uint64_t(1) << shift) - uint64_t(divisor))) / uint64_t(divisor) + 1),
-      shift};
-}
 /// A plan of fewer than 2^31 threads.
 struct Walk {
   BroadcastPlan plan;
@@ -100,18 +86,13 @@ bool has_packs(const BroadcastPlan& p, const T* x, const int64_t* strides) {
 
 template <int kWide, class T, Binary Op>
 void launch_wide(const T* a, const T* b, T* y, const BroadcastPlan& p, void* stream) {
-  if (p.count >= int64_t(1) << 31) {  // in two halves of the first axis that has any
-    BroadcastPlan half = p;
-    int axis = 0;
-    while (p.shape[axis] == 1) ++axis;
-    half.shape[axis] = p.shape[axis] / 2, half.count = p.count / p.shape[axis] * half.shape[axis];
-    launch_wide<kWide, T, Op>(a, b, y, half, stream);
-    a += half.shape[axis] * p.a[axis], b += half.shape[axis] * p.b[axis], y += half.count * kWide;
-    half.shape[axis] = p.shape[axis] - half.shape[axis], half.count = p.count - half.count;
-    return launch_wide<kWide, T, Op>(a, b, y, half, stream);
+  if (p.count >= int64_t(1) << 31) {
+    const Halves halves(p);
+    launch_wide<kWide, T, Op>(a, b, y, halves.first, stream);
+    return launch_wide<kWide, T, Op>(a + halves.a, b + halves.b, y + halves.y * kWide, halves.second, stream);
   }
   Walk walk{p, {}};
-  for (int axis = 1; axis < p.rank; ++axis) walk.by[axis] = divider_of(p.shape[axis]);
+  for (int axis = 1; axis < p.rank; ++axis) walk.by[axis] = Divider(p.shape[axis]);
   binary_kernel<kWide, T, Op><<<grid_for(p.count, kThreads), kThreads, 0, as_stream(stream)>>>(a, b, y, walk);
   check_launch("binary", stream);
 }

@@ -75,6 +75,12 @@ OP_SPEC(elementwise) {
       if (form.name == std::string("same") || form.name == std::string("both")) s.small();
     }
   spec.sample(
+          "add-long-axis", {randn({2, 65601}), randn({65601})},
+          [](const std::vector<Tensor>& in) { return std::vector{in[0] + in[1]}; },
+          by_element([](double a, double b) { return a + b; }))
+      .sum_length(2)
+      .cancelling_terms(1, 4);
+  spec.sample(
           "scalars", {randn({5, 3})},
           [](const std::vector<Tensor>& in) {
             return std::vector{occam::add_scalar(in[0], 2), in[0] * -3.0};

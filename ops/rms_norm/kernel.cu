@@ -276,7 +276,7 @@ __global__ void __launch_bounds__(kRowThreads, kBackwardBlocks)
   };
   auto use = [&](int64_t token, bool inside, int stage) {
     const float rstd = coming[0];
-    // Of a gate z: sigmoid z, and z sigmoid z, which is 1 without gates.
+    // Of a gate z: sigmoid z; unset without gates.
     float gates[kMostPacks][kPack<T>], product = 0;
 #pragma unroll
     for (int k = 0; k < kMostPacks; ++k) {
@@ -302,7 +302,7 @@ __global__ void __launch_bounds__(kRowThreads, kBackwardBlocks)
       if (a.gate != nullptr) load_acc(fetched.at(stage, 2, k).v, z);
 #pragma unroll
       for (int j = 0; j < kPack<T>; ++j) {
-        const float s = gates[k][j], pass = a.gate != nullptr ? z[j] * s : 1;
+        const float s = a.gate != nullptr ? gates[k][j] : 0, pass = a.gate != nullptr ? z[j] * s : 1;
         g[j] = rstd * (g[j] * to_acc(weights[k].v[j]) - x[j] * pass * along);  // of u
         gz[j] = g[j] * x[j] * (s + pass * (1 - s));                            // silu'(z) = s (1 + z (1 - s))
         g[j] *= pass;
