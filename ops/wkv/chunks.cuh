@@ -74,9 +74,11 @@ struct Layout {
       : warps(warps),
         segments(std::max<int64_t>(div_up<int64_t>(div_up<int64_t>(s.t, warps), kSegment) - 1, 0)),
         tile(s.t * floats_of_token * kLanes),
-        global(floats_of_token == 0 || 4 * shared_with(segments, tile) > most) {
+        global(floats_of_token == 0 || 4 * shared_with(segments, tile) > std::min(most, room())) {
     if (global) tile = 0;
   }
+  /// What a block may have beside kernels' own arrays.
+  static int64_t room() { return device_limits().shared_bytes_opt_in - 8 * kMaxWarps * kLanes; }
   int64_t shared_with(int64_t segments, int64_t tile) const {
     return warps * (2 + segments) * kFloats * kLanes + tile;
   }
