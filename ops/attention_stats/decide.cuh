@@ -110,16 +110,15 @@ __device__ __forceinline__ void decide_row(const Pack& pack, const bf16* query, 
   v[kWindowMass3] = float(window3), v[kWindowMass5] = float(window5);
 }
 
-/// e^x for x up to about 0, within 1e-14 of itself; 0 below -700. Without a branch, so that a lane's calls
+/// e^x for x up to about 0, within 1e-11 of itself; 0 below -700. Without a branch, so that a lane's calls
 /// overlap.
 __device__ __forceinline__ double exp_of_negative(double x) {
   const double magic =
       6755399441055744.0;  // 1.5 * 2^52: rounds to whole numbers, which stand in its last bits
   const double shifted = fma(x, 1.4426950408889634, magic), n = shifted - magic;
   const double r = fma(n, -1.9082149292705877e-10, fma(n, -0.6931471803691238, x));  // ln 2 in two parts
-  double y = 1.0 / 39916800;
-  const double terms[] = {1.0 / 3628800, 1.0 / 362880, 1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120,
-                          1.0 / 24,      1.0 / 6,      0.5,         1.0,        1.0};
+  double y = 1.0 / 362880;
+  const double terms[] = {1.0 / 40320, 1.0 / 5040, 1.0 / 720, 1.0 / 120, 1.0 / 24, 1.0 / 6, 0.5, 1.0, 1.0};
 #pragma unroll
   for (double term : terms) y = fma(y, r, term);
   const double scaled =
@@ -154,8 +153,7 @@ struct Decision {
       const int here = min(kRows, count - first);
       if (warp < here) {
         const uint32_t two = reinterpret_cast<const uint32_t*>(queries + rows[first + warp] * stride)[lane];
-        q[warp * kHead + 2 * lane] = widened(two << 16) * 0x1p896;
-        q[warp * kHead + 2 * lane + 1] = widened(two) * 0x1p896;
+        reinterpret_cast<double2*>(q + warp * kHead)[lane] = {low(two), high(two)};
       }
       __syncthreads();
       products(here, pack);
@@ -171,29 +169,38 @@ struct Decision {
   __device__ __forceinline__ double* weights(int r) const { return room + kRows * kHead + r * kTokens; }
   static __device__ __forceinline__ int key(int u) { return u * kThreads + int(threadIdx.x); }
 
-  /// Products of the first queries with all keys, times 2^-896.
+  static __device__ __forceinline__ double low(uint32_t two) { return double(__uint_as_float(two << 16)); }
+  static __device__ __forceinline__ double high(uint32_t two) {
+    return double(__uint_as_float(two & 0xffff0000u));
+  }
+
+  /// Products of the first queries with all keys.
   template <class Pack>
   __device__ __forceinline__ void products(int here, const Pack& pack) const {
     double sums[kRows][kKeys][2] = {};
 #pragma unroll 1
     for (int c = 0; c < kHead / 8; ++c) {
-      double k[kKeys][8];
+      uint4 k[kKeys];
+#pragma unroll
+      for (int u = 0; u < kKeys; ++u) k[u] = pack(min(key(u), kTokens - 1), c);
+      double2 of_keys[kKeys][4];
 #pragma unroll
       for (int u = 0; u < kKeys; ++u) {
-        const uint4 of_key = pack(min(key(u), kTokens - 1), c);
-        const uint32_t parts[4] = {of_key.x, of_key.y, of_key.z, of_key.w};
+        const uint32_t parts[4] = {k[u].x, k[u].y, k[u].z, k[u].w};
 #pragma unroll
-        for (int n = 0; n < 4; ++n)
-          k[u][2 * n] = widened(parts[n] << 16), k[u][2 * n + 1] = widened(parts[n]);
+        for (int n = 0; n < 4; ++n) of_keys[u][n] = {low(parts[n]), high(parts[n])};
       }
 #pragma unroll
       for (int r = 0; r < kRows; ++r) {
         if (r >= here) break;
 #pragma unroll
-        for (int n = 0; n < 8; ++n) {
-          const double q = room[r * kHead + c * 8 + n];
+        for (int n = 0; n < 4; ++n) {
+          const double2 q = reinterpret_cast<const double2*>(room + r * kHead)[c * 4 + n];
 #pragma unroll
-          for (int u = 0; u < kKeys; ++u) sums[r][u][n % 2] = fma(q, k[u][n], sums[r][u][n % 2]);
+          for (int u = 0; u < kKeys; ++u) {
+            sums[r][u][0] = fma(q.x, of_keys[u][n].x, sums[r][u][0]);
+            sums[r][u][1] = fma(q.y, of_keys[u][n].y, sums[r][u][1]);
+          }
         }
       }
     }
@@ -210,8 +217,7 @@ struct Decision {
     for (int u = 0; u < kKeys; ++u) {
       const int j = key(u);
       double& of = weights(r)[j];
-      if (j < kTokens)
-        of = j < m.t ? exp_of_negative(fma(of, scale * 0x1p896, base * -0.6931471805599453)) : 0;
+      if (j < kTokens) of = j < m.t ? exp_of_negative(fma(of, scale, base * -0.6931471805599453)) : 0;
     }
   }
 
@@ -222,19 +228,25 @@ struct Decision {
     const double* e = weights(r);
     float* v = records + i * slot;
     const bool places = v[kAttentionDistance] == kNoMass;
-    double sum = 0;
-#pragma unroll 4
-    for (int j = lane; j < kTokens; j += kWarp) sum += e[j];
+    constexpr int kUnits = div_up(kTokens, kWarp);
+    double own[kUnits], sum = 0;
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) {
+      const int j = u * kWarp + lane;
+      own[u] = j < kTokens ? e[j] : 0;  // 0 from t on
+      sum += own[u];
+    }
     const double total = warp_sum(sum), n = double(t);
     const double share = total * (kShareThreshold * (1 - kTie)), uniform = total * (1 - kTie);
     unsigned below = 0, below_uniform = 0;
-#pragma unroll 4
-    for (int j = lane; j < t; j += kWarp) below += e[j] < share, below_uniform += e[j] * n < uniform;
-    below = __reduce_add_sync(0xffffffffu, below);
-    below_uniform = __reduce_add_sync(0xffffffffu, below_uniform);
+#pragma unroll
+    for (int u = 0; u < kUnits; ++u) below += own[u] < share, below_uniform += own[u] * n < uniform;
+    constexpr unsigned kCounted = kUnits * kWarp;
+    below = __reduce_add_sync(0xffffffffu, below) - (kCounted - unsigned(t));
+    below_uniform = __reduce_add_sync(0xffffffffu, below_uniform) - (kCounted - unsigned(t));
     if (lane == 0) {
-      v[kThresholdShare] = float(below) / float(t),
-      v[kThresholdShareUniform] = float(below_uniform) / float(t);
+      v[kThresholdShare] = __fdividef(float(below), float(t));
+      v[kThresholdShareUniform] = __fdividef(float(below_uniform), float(t));
       v[kGini] = v[kTopMass1] = __int_as_float(0x7fc00000);
       v[kSinkMassMax] = fabsf(v[kSinkMassMax]);
     }

@@ -31,17 +31,21 @@ __device__ __forceinline__ void write_means(const float* rows, int64_t stride, c
   constexpr int kStats = kAttentionStatCount, kGroups = kBlock / kStats, kWarps = kBlock / kWarp;
   static_assert(kStats * 2 == kWarp);
   const int k = int(threadIdx.x) % kStats, group = int(threadIdx.x) / kStats;
-  double prefix = 0, patch = 0;
+  double prefix = 0, patch = 0, others = 0;  // two sums of patch rows: they need not wait for each other
   int missing = 0;
   for (int64_t i = group; i < m.prefix; i += kGroups) prefix += double(rows[i * stride + k]);
-#pragma unroll 4
-  for (int64_t i = m.prefix + group; i < m.t; i += kGroups) {
+  const auto of_patch_row = [&](int64_t i) {
     const float value = rows[i * stride + k], support = rows[i * stride + kEffectiveSupport];
     // A patch row without mass on patches has no distance and is left out of that mean.
-    const bool out = bool(int(k == kAttentionDistance) & int(isnan(value)) & int(isfinite(support)));
-    patch += out ? 0.0 : double(value);
+    const bool out = int(k == kAttentionDistance) & int(isnan(value)) & int(isfinite(support));
     missing += out;
-  }
+    return out ? 0.0 : double(value);
+  };
+  int64_t i = m.prefix + group;
+#pragma unroll 4
+  for (; i + kGroups < m.t; i += 2 * kGroups) patch += of_patch_row(i), others += of_patch_row(i + kGroups);
+  if (i < m.t) patch += of_patch_row(i);
+  patch += others;
   double left_out = missing;
   const int lane = int(threadIdx.x) % kWarp, warp = int(threadIdx.x) / kWarp;
   prefix += shuffle_xor(prefix, kStats), patch += shuffle_xor(patch, kStats);

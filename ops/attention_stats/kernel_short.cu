@@ -41,8 +41,6 @@ __global__ void __launch_bounds__(kGroup, kBlocks<kTokens>)
     return fmaxf(fmaxf(key_squares[0], key_squares[1]), fmaxf(key_squares[2], key_squares[3]));
   };
   static_assert(kWarps == 4);
-  const int64_t query_stride = 3 * s.h * kSwizzleColumns;
-  const bf16* queries = s.qkv + image * m.t * query_stride + head * kSwizzleColumns;
   const auto store = [&](const Facts& facts, const Shares& shares, const Counts& counts, const WarpRows& at,
                          float error, int hidden) {
     Statistics r(facts, shares, counts, at, hidden);
@@ -92,14 +90,10 @@ __global__ void __launch_bounds__(kGroup, kBlocks<kTokens>)
     Shares shares(row, at, error, facts);
     shares.bounds.add<kTokens / 8>(e);
     leave_out_not_finite<kTokens / 2>(e, shares);
-#pragma unroll 1
-    for (int kind = 0; kind < (first < int(m.prefix) ? 2 : 1); ++kind) {
-      const auto weight = [&](int half) {
-        return (at.row(half) < at.prefix) == (kind == 1) ? shares.weight[half] : 0;
-      };
-      add_columns<kTokens>(e, weight(0), weight(1), work, other, kind == 0 ? patch_sums : prefix_sums);
-    }
+    const auto of_patch = [&](int half) { return at.row(half) < at.prefix ? 0 : shares.weight[half]; };
+    add_columns<kTokens>(e, of_patch(0), of_patch(1), work, other, patch_sums);
     if (first < int(m.prefix)) {
+      add_prefix_rows<kTokens>(e, shares.weight[0], at, prefix_sums);
 #pragma unroll
       for (int i = 0; i < kTokens / 2; ++i)
         if (i / 2 % 2 == 0) shares.largest = fmaxf(shares.largest, e[i]);
@@ -112,6 +106,8 @@ __global__ void __launch_bounds__(kGroup, kBlocks<kTokens>)
   }
   __syncthreads();
   if (!m.order) {
+    const int64_t query_stride = 3 * s.h * kSwizzleColumns;
+    const bf16* queries = s.qkv + image * m.t * query_stride + head * kSwizzleColumns;
     const Decision<kTokens> decision{queries,
                                      query_stride,
                                      s.scale,

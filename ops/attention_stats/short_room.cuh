@@ -12,7 +12,7 @@ using namespace cuda;
 using namespace streaming;
 
 inline constexpr int kWarps = kGroup / kWarp;
-inline constexpr int64_t kMostTokensHere = 256, kMostPrefix = 16;
+inline constexpr int64_t kMostTokensHere = 256, kMostPrefix = 8;
 inline constexpr int kSlot =
     kSwizzleColumns / 2;                  // floats from one row's record to the next: its query's place
 inline constexpr int kBox = 16;           // rows that are copied together
@@ -81,9 +81,9 @@ __device__ __forceinline__ float largest_square(const bf16* tile, int row) {
   return most_of_warp(half + shuffle_xor(half, 1));
 }
 
-/// Products of 16 rows of one tile with 32 of another, by a warp.
+/// Products of 16 rows of one tile with 32 of another, or with what there is of them, by a warp.
 __device__ __forceinline__ void products_of_warp(float (&s)[kUnit / 8][4], const bf16* a_tile, int a_row,
-                                                 const bf16* b_tile, int b_row) {
+                                                 const bf16* b_tile, int b_row, int b_rows) {
   const int lane = int(threadIdx.x) % kWarp;
   a_row += lane % 16, b_row += lane % 8 + lane / 16 * 8;
 #pragma unroll
@@ -92,6 +92,7 @@ __device__ __forceinline__ void products_of_warp(float (&s)[kUnit / 8][4], const
     ldmatrix(a, a_tile + tile_at(a_row, step * 2 + lane / 16));
 #pragma unroll
     for (int n = 0; n < kUnit / 8; n += 2) {
+      if (n * 8 >= b_rows) break;
       uint32_t b[4];
       ldmatrix(b, b_tile + tile_at(b_row + n * 8, step * 2 + lane / 8 % 2));
       mma_bf16(s[n], a, b[0], b[1]);

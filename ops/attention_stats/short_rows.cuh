@@ -85,6 +85,25 @@ __device__ __forceinline__ void add_columns(const float (&e)[kTokens / 2], float
   __syncwarp();
 }
 
+/// Adds the prefix rows, which are among the first of lanes' rows, one by one to `to`.
+template <int kTokens>
+__device__ __forceinline__ void add_prefix_rows(const float (&e)[kTokens / 2], float weight,
+                                                const WarpRows& at, float* to) {
+  static_assert(kMostPrefix <= 8);
+  float2* mine = reinterpret_cast<float2*>(to) + threadIdx.x % 4;
+#pragma unroll 1
+  for (int i = 0; i < at.prefix; ++i) {
+    if (at.row(0) == i) {
+#pragma unroll
+      for (int n = 0; n < kTokens / 8; ++n) {
+        const float2 before = mine[n * 4];
+        mine[n * 4] = make_float2(fmaf(e[4 * n], weight, before.x), fmaf(e[4 * n + 1], weight, before.y));
+      }
+    }
+    __syncwarp();
+  }
+}
+
 /// Rows that are not finite are left out of the sums of columns, whose largest nobody then asks for.
 template <int kCount>
 __device__ __forceinline__ void leave_out_not_finite(float* e, Shares& shares) {
@@ -100,38 +119,33 @@ __device__ __forceinline__ void leave_out_not_finite(float* e, Shares& shares) {
   }
 }
 
-/// Row i by a warp, whose lanes share the keys, from its products with all of them; adds to the warp's sums
-/// of columns.
+/// Row i by a warp, whose lanes share the keys, from its products with all of them, which become weights;
+/// adds to the warp's sums of columns. Loops stay loops: a block comes here once or twice, and waits for
+/// code.
 template <int kTokens, class Store>
 __device__ __forceinline__ void measure_row(const Room<kTokens>& room, const MapLayout& m, int i,
-                                            const float* products, float factor, float error, Store store) {
-  constexpr int kKeys = div_up(kTokens, kWarp);
+                                            float* weights, float factor, float error, Store store) {
   const int lane = int(threadIdx.x) % kWarp, t = int(m.t);
   const WarpRows at(m, room.tables, i - lane / 4);  // row 0 of every lane
-  float e[kKeys], most = -infinity_<float>();
-#pragma unroll
-  for (int k = 0; k < kKeys; ++k) {
-    const int j = k * kWarp + lane;
-    e[k] = j < t ? products[j] : kHidden;
-    most = max_(most, e[k]);
-  }
+  float most = -infinity_<float>();
+#pragma unroll 1
+  for (int j = lane; j < t; j += kWarp) most = max_(most, weights[j]);
   Row row[2];
   Row& r = row[0];
   r.base = warp_reduce<kWarp>(most, MaxOp{}) * factor;
-#pragma unroll
-  for (int k = 0; k < kKeys; ++k) {
-    const int j = k * kWarp + lane;
-    const float x = fmaf(e[k], factor, -r.base);
-    e[k] = exp2_fast(x);
-    r.weighted = fmaf(e[k], x, r.weighted), r.squares = fmaf(e[k], e[k], r.squares);
+#pragma unroll 1
+  for (int j = lane; j < t; j += kWarp) {
+    const float x = fmaf(weights[j], factor, -r.base), e = exp2_fast(x);
     const float distance = *reinterpret_cast<const float*>(at.from[0] + at.offsets[j]);
-    const float patch = j < at.prefix ? 0 : e[k];
-    r.prefix += j < at.prefix ? e[k] : 0;
-    r.sum += patch, r.distance = fmaf(patch, distance, r.distance);
+    const float patch = j < at.prefix ? 0 : e;
+    weights[j] = e;
+    r.first = j == 0 ? e : r.first;
+    r.weighted = fmaf(e, x, r.weighted), r.squares = fmaf(e, e, r.squares);
+    r.sum += patch, r.prefix += e - patch;
+    r.distance = fmaf(patch, distance, r.distance);
     r.window3 = fmaf(patch, in_window3(distance), r.window3);
     r.window5 = fmaf(patch, in_window5(distance), r.window5);
   }
-  if (lane == 0) r.first = e[0];
   // The quad's lanes have different parts of the sums, all quads the same.
   float Row::*const sums[] = {&Row::sum,      &Row::prefix,  &Row::weighted, &Row::squares,
                               &Row::distance, &Row::window3, &Row::window5,  &Row::first};
@@ -143,28 +157,28 @@ __device__ __forceinline__ void measure_row(const Room<kTokens>& room, const Map
   Shares shares(row, at, error, facts);
   Counts counts;
   bool close = false;
-  int below[2] = {};
-#pragma unroll
-  for (int k = 0; k < kKeys; ++k)
+  int below = 0;  // the first bound, and the second in the upper half
+  const bool finite = shares.weight[0] < infinity_<float>();
+  float* to = room.columns + warp_here() * kTokens;
+#pragma unroll 1
+  for (int j = lane; j < t; j += kWarp) {
+    const float e = weights[j];
 #pragma unroll
     for (int bound = 0; bound < 2; ++bound) {
-      const float step = shares.bounds.step(e[k], bound, 0);
+      const float step = shares.bounds.step(e, bound, 0);
       close |= step > 0 && step < 1;
-      below[bound] += __popc(__ballot_sync(0xffffffffu, step == 1));
+      below += step == 1 ? 1 << bound * 16 : 0;
     }
+    if (finite) to[j] = fmaf(e, shares.weight[0], to[j]);
+  }
+  below = int(__reduce_add_sync(0xffffffffu, unsigned(below)));
   if (lane % 4 == 0) {
-    counts.below[0] = float(below[0]), counts.below_uniform[0] = float(below[1]);
-    counts.squares[0] = float(below[0] + below[1]);
+    counts.below[0] = float(below & 0xffff), counts.below_uniform[0] = float(below >> 16);
+    counts.squares[0] = counts.below[0] + counts.below_uniform[0];
   }
   if (__any_sync(0xffffffffu, close)) counts.squares[0] -= 1;
-  if (shares.weight[0] < infinity_<float>()) {
-    float* to = room.columns + warp_here() * kTokens;
-#pragma unroll
-    for (int k = 0; k < kKeys; ++k)
-      if (const int j = k * kWarp + lane; j < kTokens) to[j] = fmaf(e[k], shares.weight[0], to[j]);
-  }
   if (lane != 0 && lane != 2) facts.row = t;  // two lanes report
-  store(facts, shares, counts, at, error, kKeys * kWarp - t);
+  store(facts, shares, counts, at, error, 0);
 }
 
 /// The last 16 rows or fewer, from row `first` on, by all warps of the block: products by keys, then each has
@@ -178,7 +192,7 @@ __device__ __forceinline__ void measure_last(const Room<kTokens>& room, const Ma
 #pragma unroll
   for (int u = 0; u < kMine; ++u)
     if (const int key = (u * kWarps + warp) * kUnit; key < t)
-      products_of_warp(s[u], room.q, first, room.k, key);
+      products_of_warp(s[u], room.q, first, room.k, key, kTokens - key);
   const float error = error_of(key_square * largest_square(room.q, first), kSwizzleColumns, scale, t);
 #pragma unroll 1
   for (int begin = first; begin < t; begin += kLastRows) {

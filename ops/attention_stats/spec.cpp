@@ -181,6 +181,7 @@ OP_SPEC(attention_stats) {
   unsorted("2x17x2x64-streaming", randn({2, 17, 3, 2, 64}, 2), grid(1, 4, 4));
   unsorted("1x66x1x64-two-prefix-streaming", outliers({1, 66, 3, 1, 64}, 8), grid(2, 8, 8));
   unsorted("1x92x1x64-streaming", randn({1, 92, 3, 1, 64}, 3), grid(1, 7, 13));
+  unsorted("1x144x2x64-eight-prefix-streaming", randn({1, 144, 3, 2, 64}, 2), grid(8, 8, 17));
   unsorted("1x145x2x64-nine-prefix-streaming", randn({1, 145, 3, 2, 64}, 2), grid(9, 8, 17));
   unsorted("2x197x2x64-streaming", randn({2, 197, 3, 2, 64}, 2), grid(1, 14, 14));
   unsorted("1x256x1x64-no-prefix-streaming", randn({1, 256, 3, 1, 64}, 2), grid(0, 16, 16));
