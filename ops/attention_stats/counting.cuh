@@ -10,7 +10,9 @@ namespace occam::kernels::streaming {
 struct Counter {
   float slope, count = 0;
   __device__ __forceinline__ explicit Counter(float slope_) : slope(slope_) {}
-  static __device__ __forceinline__ float middle_of(float error) { return 0.5f + 0.5f * reciprocal(error); }
+  static __device__ __forceinline__ float middle_of(float error) {
+    return 0.5f + 0.5f * reciprocal_fast(error);
+  }
   __device__ __forceinline__ void add(float x, float middle, float& squares) {
     float below = __saturatef(fmaf(-slope, x, middle));
     count += below;

@@ -171,7 +171,7 @@ struct Shares {
   Below bounds;
   float largest = 0;  // largest weight of row g, in a warp with prefix rows
   __device__ __forceinline__ Shares(const Row (&row)[2], const WarpRows& at, float error, Facts& facts) {
-    const float half_band = 0.5f * reciprocal(error * Below::kWider);
+    const float half_band = 0.5f * reciprocal_fast(error * Below::kWider);
     bounds.middle = 0.5f + half_band;
     float mass[2], total[2];
 #pragma unroll
@@ -179,18 +179,18 @@ struct Shares {
       mass[h] = quad_sum(row[h].sum);
       total[h] = mass[h] + quad_sum(row[h].prefix);
       base[h] = row[h].base;
-      const float inverse = reciprocal(total[h]);
+      const float inverse = reciprocal_fast(total[h]);
       weight[h] = at.row(h) < at.t ? inverse : 0;
       bounds.slope[0][h] = half_band * inverse * float(1 / kShareThreshold);
       bounds.slope[1][h] = half_band * inverse * float(at.t);
     }
     const auto sum_of = [&](float Row::*x) { return reported_sum(row[0].*x, row[1].*x); };
-    const float sum = reported(total), of_patch = reported(mass), inverse = reciprocal(sum);
+    const float sum = reported(total), of_patch = reported(mass), inverse = reciprocal_fast(sum);
     const float root = sqrt_fast(float(at.t));
     facts.row = at.row(0) + int(threadIdx.x) % 2 * 8;
     facts.entropy = kLn * (log2f(sum) - sum_of(&Row::weighted) * inverse);
-    facts.hoyer = (root - sum * rsqrtf(sum_of(&Row::squares))) * reciprocal(root - 1);
-    facts.distance = sum_of(&Row::distance) * reciprocal(of_patch);
+    facts.hoyer = (root - sum * rsqrtf(sum_of(&Row::squares))) * reciprocal_fast(root - 1);
+    facts.distance = sum_of(&Row::distance) * reciprocal_fast(of_patch);
     facts.window3 = sum_of(&Row::window3) * inverse, facts.window5 = sum_of(&Row::window5) * inverse;
     facts.cls = sum_of(&Row::first) * inverse;
     // Far above what 2^x loses below 2^-126.
@@ -256,7 +256,7 @@ struct Statistics {
     const float below_uniform = reported_sum(c.below_uniform[0], c.below_uniform[1]);
     const float squares = reported_sum(c.squares[0], c.squares[1]);
     const float largest = at.first < at.prefix ? warp_reduce<4>(s.largest, MaxOp{}) : 0;
-    const float t = float(at.t), uniform = reciprocal(t);
+    const float t = float(at.t), uniform = reciprocal_fast(t);
     const bool finite = fabsf(f.entropy) < infinity_<float>(), spatial = finite && f.row >= at.prefix;
     undecided = finite && ((spatial && f.without_mass) || below + below_uniform != squares);
 #pragma unroll
@@ -264,7 +264,7 @@ struct Statistics {
     if (!finite) return;
     v[kThresholdShare] = (below - float(hidden)) * uniform;
     v[kThresholdShareUniform] = (below_uniform - float(hidden)) * uniform;
-    if (at.t > 1) v[kEntropy] = f.entropy * reciprocal(__logf(t)), v[kHoyer] = f.hoyer;
+    if (at.t > 1) v[kEntropy] = f.entropy * reciprocal_fast(__logf(t)), v[kHoyer] = f.hoyer;
     v[kEffectiveSupport] = exp2_fast(f.entropy * kLog2);
     if (spatial) {
       v[kAttentionDistance] = f.without_mass ? kNoMass : f.distance;

@@ -20,12 +20,7 @@ inline constexpr float kHidden = -1e30f;  // a score of a key that does not exis
 inline constexpr float kUnitF32 = 0x1p-24f;
 inline constexpr float kMostExponent = 12;  // of a weight, before the base is raised
 
-// Relative errors below 2^-22.
-__device__ __forceinline__ float reciprocal(float x) {
-  float y;
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
+/// Relative error below 2^-22.
 __device__ __forceinline__ float sqrt_fast(float x) {
   float y;
   asm("sqrt.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
@@ -35,7 +30,7 @@ __device__ __forceinline__ float sqrt_fast(float x) {
 /// x / divisor for x up to 2^20, 0 or more: half an integer away from the next quotient, so f32 is enough.
 struct Divisor {
   float inverse;
-  __device__ __forceinline__ explicit Divisor(int divisor) : inverse(reciprocal(float(divisor))) {}
+  __device__ __forceinline__ explicit Divisor(int divisor) : inverse(reciprocal_fast(float(divisor))) {}
   __device__ __forceinline__ int quotient(int x) const { return int((float(x) + 0.5f) * inverse); }
 };
 
