@@ -29,20 +29,18 @@ template <class T, bool kKept>
 struct Outputs {
   T* y;
   float *log_sum, *wide_y;
-  int64_t step;
+  int64_t at, step;
 
-  __device__ Outputs(const WkvForward<T, float>& a, int64_t base, int64_t first, int64_t step)
-      : y(a.y + base + first),
-        log_sum(a.log_sum + base + first),
-        wide_y(a.wide_y + base + first),
-        step(step) {}
+  __device__ Outputs(const WkvForward<T, float>& a, int64_t first, int64_t step)
+      : y(a.y), log_sum(a.log_sum), wide_y(a.wide_y), at(first), step(step) {}
   __device__ void next(const Average& sum, float exponent) {
     const float average = sum.num * reciprocal_fast(sum.den);
-    *y = from_acc<T>(average), y += step;
+    y[at] = from_acc<T>(average);
     if constexpr (kKept) {
-      *log_sum = exponent + log2_fast(sum.den), log_sum += step;
-      if constexpr (!std::is_same_v<T, float>) *wide_y = average, wide_y += step;
+      log_sum[at] = exponent + log2_fast(sum.den);
+      if constexpr (!std::is_same_v<T, float>) wide_y[at] = average;
     }
+    at += step;
   }
 };
 
@@ -118,7 +116,7 @@ __global__ void __maxnreg__(kTile ? 72 : 96) wkv_fwd_chunks(WkvForward<T, float>
     keys = keys_there + shift, values = values_there + shift;
   }
   const int64_t row = kTile ? kLanes : s.c;
-  Outputs<T, kKept> to{a, p.base, p.first * s.c, s.c};
+  Outputs<T, kKept> to{a, p.base + p.first * s.c, s.c};
   if (d.steep) {
     walk_steep<Sum>(
         p, d, memory,
