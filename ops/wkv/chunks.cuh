@@ -1,11 +1,11 @@
 #pragma once
-// A lane owns a channel, a warp 32 channels and a chunk of the tokens, a block all chunks of a sequence. The
-// running sums of a token (of what stands before and behind it) follow from linear recurrences, so that a
-// warp first condenses its chunk, the block shares these, and each warp then starts from the sums at its
-// chunk's ends:
+// A lane owns a channel, a warp 32 channels and a chunk of the tokens, a block some chunks of a sequence and
+// a cluster of blocks all of them. The running sums of a token (of what stands before and behind it) follow
+// from linear recurrences, so that a warp first condenses its chunk, blocks share these, and each warp then
+// starts from the sums at its chunk's ends:
 //   1. from the chunk's last segment to its first: the sum behind every segment, from within the chunk alone,
 //      and the whole chunk as seen from either end.
-//   2. each warp adds up the chunks before and behind its own.
+//   2. each warp adds up the blocks and, in its own, the chunks before and behind it.
 //   3. segment by segment forward: the sums behind each token of the segment in registers, then the outputs.
 // Chunks are whole segments, but for what the last one lacks: its sums behind are none.
 #include <algorithm>
@@ -23,30 +23,34 @@ using namespace cuda;
 
 constexpr float kLog2e = 1.44269504f;
 constexpr int kLanes = 32, kMaxWarps = 16, kManyWarps = 10;
-constexpr int64_t kFewTokens = 20;
+constexpr int64_t kFewTokens = 20, kSpreadTokens = 256, kMostBlocks = 8, kMostShared = 108 * 1024;
+constexpr int64_t kStaticShared = 8 * kMaxWarps * kLanes;  // of the larger kernel, beside Layout's
 
-/// The part of a thread: its channel, and the tokens [first, last) of its warp in a sequence of `length`.
+/// The part of a thread: its channel, and the tokens [first, last) of its warp in a sequence of `length` that
+/// `blocks` blocks share.
 template <int kSegment>
 struct Place {
   int64_t sequence, channel, base;  // base: of the sequence's first token
-  int length, first, last, chunk;
+  int rank, blocks, length, first, last, chunk;
   bool inside;
 
-  __device__ explicit Place(const WkvShape& s) {
-    const int64_t groups = div_up<int64_t>(s.c, kLanes);
-    sequence = blockIdx.x / groups, channel = blockIdx.x % groups * kLanes + threadIdx.x;
+  __device__ Place(const WkvShape& s, int blocks) : rank(int(blockIdx.x) % blocks), blocks(blocks) {
+    const int64_t groups = div_up<int64_t>(s.c, kLanes), unit = blockIdx.x / unsigned(blocks);
+    sequence = unit / groups, channel = unit % groups * kLanes + threadIdx.x;
     base = s.begin(sequence) * s.c + channel, length = int(s.length(sequence));
-    chunk = round_up(div_up(length, int(blockDim.y)), kSegment);
-    first = int(min(int64_t(length), threadIdx.y * int64_t(chunk)));
+    chunk = round_up(div_up(length, int(blockDim.y) * blocks), kSegment);
+    first = int(min(int64_t(length), (int64_t(rank) * blockDim.y + threadIdx.y) * chunk));
     last = length - first < chunk ? length : first + chunk;
     inside = channel < s.c;
   }
   __device__ int segments() const { return div_up(last - first, kSegment); }
+  __device__ int tokens_of_block() const { return chunk * int(blockDim.y); }
+  __device__ int64_t first_of_block() const { return int64_t(rank) * tokens_of_block(); }
   /// One step's part of what is of the whole sequence.
   __device__ float per_token(float w) const { return w / float(max(length, 1)); }
 };
 
-/// What a channel's recurrences take. steep, the same for a block: where decay and bonus over the sequence,
+/// What a channel's recurrences take. steep, the same for a cluster: where decay and bonus over the sequence,
 /// in base 2, may be more than `most`, and sums have to carry their exponents.
 struct Decay {
   float w, u, factor;  // w: a token's
@@ -61,56 +65,145 @@ struct Decay {
   }
 };
 
-/// Floats of dynamic shared memory: a chunk as seen from either end, [warps][2][kFloats][kLanes]; the sums
-/// behind segments, [warps][chunk / kSegment - 1][kFloats][kLanes]; and what a kernel keeps of each token.
-/// Where that is too much, the sums are in global memory, with as many for each sequence as the longest has.
+/// Floats of dynamic shared memory: a block as seen from either end, [2][kFloats][kLanes]; its chunks in the
+/// same way, [warps] of these; the sums behind segments, [warps][chunk / kSegment - 1][kFloats][kLanes]; and
+/// what a kernel keeps of each token. Where that is too much for a cluster of kMostBlocks, the sums are in
+/// global memory, with as many for each sequence as the longest has.
 template <class Sum, int kSegment>
 struct Layout {
   static constexpr int kFloats = Joined<Sum>::kFloats;
-  int64_t warps, segments, tile;  // tile: floats, 0 for none
-  bool global;
+  int64_t warps = 0, blocks = 0, segments = 0, tile = 0;  // tile: floats, 0 for none
+  bool global = false;
 
-  Layout(const WkvShape& s, int64_t warps, int64_t floats_of_token, int64_t most)
-      : warps(warps),
-        segments(std::max<int64_t>(div_up<int64_t>(div_up<int64_t>(s.t, warps), kSegment) - 1, 0)),
-        tile(s.t * floats_of_token * kLanes),
-        global(floats_of_token == 0 || 4 * shared_with(segments, tile) > std::min(most, room())) {
-    if (global) tile = 0;
+  /// `tokens`: of a warp, about. floats_of_token: what is kept; 0 where that cannot be.
+  Layout(const WkvShape& s, int64_t tokens, int64_t floats_of_token) {
+    const DeviceLimits& device = device_limits();
+    const int64_t units = s.b * div_up<int64_t>(s.c, kLanes), sms = device.sm_count;
+    const int64_t most_blocks = device.capability >= 90 ? kMostBlocks : 1;  // there are no clusters before
+    const int64_t most_shared = std::min<int64_t>(kMostShared, device.shared_bytes_opt_in - kStaticShared);
+    // As many blocks as memory asks for, and more where sequences are long and leave multiprocessors idle.
+    auto idle = [&] {
+      return blocks < most_blocks && units * (blocks + 1) <= sms && s.t > blocks * kSpreadTokens;
+    };
+    do {
+      ++blocks;
+      divide(s, tokens, sms);
+      tile = (segments + 1) * kSegment * warps * floats_of_token * kLanes, global = false;
+      global = floats_of_token == 0 || shared_bytes() > most_shared;
+    } while (blocks < most_blocks && (global ? floats_of_token > 0 : idle()));
+    if (!global) return;
+    for (tile = 0, blocks = 1; idle();) ++blocks;
+    divide(s, tokens, sms);
   }
-  /// What a block may have beside kernels' own arrays.
-  static int64_t room() { return device_limits().shared_bytes_opt_in - 8 * kMaxWarps * kLanes; }
-  int64_t shared_with(int64_t segments, int64_t tile) const {
-    return warps * (2 + segments) * kFloats * kLanes + tile;
+  /// Where blocks alone fill the device there are fewer warps, so that two blocks share a
+  /// multiprocessor and warps have fewer chunks to add up.
+  void divide(const WkvShape& s, int64_t tokens, int64_t sms) {
+    const int64_t part = div_up<int64_t>(s.t, blocks);
+    const bool many = s.b * div_up<int64_t>(s.c, kLanes) * blocks > sms;
+    warps = many ? std::clamp<int64_t>(div_up(part, tokens), 1, kManyWarps)
+                 : std::clamp<int64_t>(div_up(part, kFewTokens), 1, kMaxWarps);
+    segments = std::max<int64_t>(div_up<int64_t>(div_up(s.t, warps * blocks), kSegment) - 1, 0);
   }
-  int64_t shared_bytes() const { return 4 * shared_with(global ? 0 : segments, tile); }
-  int64_t scratch(const WkvShape& s) const { return global ? s.b * warps * segments * kFloats * s.c : 0; }
+  int64_t shared_bytes() const {
+    return 4 * ((2 * (warps + 1) + (global ? 0 : warps * segments)) * kFloats * kLanes + tile);
+  }
+  int64_t scratch(const WkvShape& s) const {
+    return global ? s.b * blocks * warps * segments * kFloats * s.c : 0;
+  }
+  int64_t grid(const WkvShape& s) const { return s.b * div_up<int64_t>(s.c, kLanes) * blocks; }
 };
 
 extern __shared__ __align__(16) float shared_memory[];
 
-/// A thread's view of that.
+/// The same place in the shared memory of another block of the cluster.
+__device__ __forceinline__ const float* in_block(const float* at, int rank) {
+#if __CUDA_ARCH__ >= 900
+  uint64_t there;
+  asm("mapa.u64 %0, %1, %2;" : "=l"(there) : "l"(at), "r"(rank));
+  at = reinterpret_cast<const float*>(there);
+#endif
+  return at;
+}
+
+/// A thread's view of a block's shared memory.
 template <class Sum, int kSegment>
 struct Memory {
   static constexpr int kFloats = Joined<Sum>::kFloats;
-  float *chunks, *ends;
+  float *own, *ends;
   int64_t stride;  // between floats of `ends`
+  int blocks, segments;
 
   __device__ Memory(const WkvShape& s, const Place<kSegment>& p, float* global)
-      : chunks(shared_memory + threadIdx.x), stride(kLanes) {
+      : own(shared_memory + threadIdx.x), stride(kLanes), blocks(p.blocks) {
     const int warps = int(blockDim.y);
-    const int64_t segments = div_up<int64_t>(div_up<int64_t>(s.t, warps), kSegment) - 1;
-    ends = chunks + (2 * warps + threadIdx.y * segments) * kFloats * kLanes;
+    segments = max(0, int(div_up<int64_t>(div_up<int64_t>(s.t, warps * blocks), kSegment)) - 1);
+    ends = chunk(warps, 0) + threadIdx.y * segments * kFloats * kLanes;
     if (global == nullptr) return;
-    ends = global + (p.sequence * warps + threadIdx.y) * segments * kFloats * s.c + p.channel, stride = s.c;
+    ends = global + ((p.sequence * blocks + p.rank) * warps + threadIdx.y) * segments * kFloats * s.c +
+           p.channel,
+    stride = s.c;
   }
-  __device__ float* chunk(int warp, int side) const { return chunks + (2 * warp + side) * kFloats * kLanes; }
+  __device__ float* block(int side) const { return own + side * kFloats * kLanes; }
+  __device__ float* chunk(int warp, int side) const { return block(2 * (warp + 1) + side); }
   __device__ float* end(int n) const { return ends + n * kFloats * stride; }
   /// The first float behind, of lane 0.
-  __device__ float* tile(const WkvShape& s) const {
-    const int64_t segments = div_up<int64_t>(div_up<int64_t>(s.t, blockDim.y), kSegment) - 1;
-    return shared_memory + blockDim.y * (2 + segments) * kFloats * kLanes;
+  __device__ float* tile() const {
+    return shared_memory + blockDim.y * (2 + segments) * kFloats * kLanes + 2 * kFloats * kLanes;
+  }
+  /// What was written before is seen behind it by all blocks that share the sequence.
+  __device__ void synchronize() const {
+    if (blocks == 1) return __syncthreads();
+    arrive(), leave();
+  }
+  /// Not before all blocks have arrived may one leave whose memory others read.
+  __device__ void arrive() const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks > 1) asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+#endif
+  }
+  __device__ void leave() const {
+#if __CUDA_ARCH__ >= 900
+    if (blocks > 1) asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+#endif
   }
 };
+
+/// Step 2: of this warp's chunk as seen from either end, the sums of all chunks before and behind it.
+/// add(sum, far, tokens): far joins a sum, so many tokens further away.
+template <class S, class Sum, int kSegment, class Add>
+__device__ __forceinline__ void exchange(const Place<kSegment>& p, const Memory<Sum, kSegment>& memory,
+                                         Add add, S& before, S& behind) {
+  const int warp = int(threadIdx.y), warps = int(blockDim.y);
+  before.put(memory.chunk(warp, 0), kLanes);
+  behind.put(memory.chunk(warp, 1), kLanes);
+  __syncthreads();
+  // sum becomes that of `next` and, behind it, of what it was.
+  auto join = [&](S& sum, const float* next, int tokens) {
+    S all;
+    all.get(next, kLanes);
+    add(all, sum, float(tokens));
+    sum = all;
+  };
+  before = behind = {};
+  if (p.blocks > 1) {
+    if (warp == 0) {
+      for (int n = 0; n < warps; ++n) join(before, memory.chunk(n, 0), p.chunk);
+      before.put(memory.block(0), kLanes);
+    }
+    if (warp == warps - 1) {
+      for (int n = warps - 1; n >= 0; --n) join(behind, memory.chunk(n, 1), p.chunk);
+      behind.put(memory.block(1), kLanes);
+    }
+    memory.synchronize();
+    before = behind = {};
+    for (int n = 0; n < p.rank; ++n) join(before, in_block(memory.block(0), n), p.tokens_of_block());
+    for (int n = p.blocks - 1; n > p.rank; --n)
+      join(behind, in_block(memory.block(1), n), p.tokens_of_block());
+    memory.arrive();
+  }
+  for (int n = 0; n < warp; ++n) join(before, memory.chunk(n, 0), p.chunk);
+  for (int n = warps - 1; n > warp; --n) join(behind, memory.chunk(n, 1), p.chunk);
+}
 
 /// Goes over a chunk's segments from the last to the first, then from the first to the last. Of each,
 /// `tokens`
@@ -161,22 +254,10 @@ __device__ __forceinline__ void walk(const Place<kSegment>& p, const Decay& d,
     decay *= of_segment;
   }
   if (kAhead && segments > 0) load_again(0);
-  as_before.put(memory.chunk(threadIdx.y, 0), kLanes);
-  as_behind.put(memory.chunk(threadIdx.y, 1), kLanes);
-  __syncthreads();
-  if (!p.inside) return;
-  const float of_chunk = exp2_fast(-d.w * float(p.chunk));
-  Sum before, behind, chunk;
-  for (int n = 0; n < int(threadIdx.y); ++n) {
-    chunk.get(memory.chunk(n, 0), kLanes);
-    chunk.add(before, of_chunk, float(p.chunk));
-    before = chunk;
-  }
-  for (int n = int(blockDim.y) - 1; n > int(threadIdx.y); --n) {
-    chunk.get(memory.chunk(n, 1), kLanes);
-    chunk.add(behind, of_chunk, float(p.chunk));
-    behind = chunk;
-  }
+  Sum &before = as_before, &behind = as_behind;
+  exchange(
+      p, memory, [&](Sum& sum, const Sum& far, float n) { sum.add(far, exp2_fast(-d.w * n), n); }, before,
+      behind);
   for (int n = 0; n < segments; ++n) {
     Sum end, after[kSegment];
     if (n < segments - 1) end.get(memory.end(n), memory.stride);
@@ -207,8 +288,8 @@ __device__ __forceinline__ void walk(const Place<kSegment>& p, const Decay& d,
 template <class Sum, int kSegment, class Fetch, class Put>
 __device__ __noinline__ void walk_steep(Place<kSegment> p, Decay d, Memory<Sum, kSegment> memory, Fetch token,
                                         Put put) {
-  Joined<Sum> before, behind, chunk;
-  const int segments = p.segments();
+  Joined<Sum> before, behind;
+  const int segments = p.inside ? p.segments() : 0;
   if (p.inside) {
     for (int at = p.first; at < p.last; ++at) before.join(d.w, token(at));
     for (int at = p.last - 1; at >= p.first; --at) {
@@ -217,21 +298,9 @@ __device__ __noinline__ void walk_steep(Place<kSegment> p, Decay d, Memory<Sum, 
       behind.join(d.w, token(at));
     }
   }
-  before.put(memory.chunk(threadIdx.y, 0), kLanes);
-  behind.put(memory.chunk(threadIdx.y, 1), kLanes);
-  __syncthreads();
-  if (!p.inside) return;
-  before = behind = {};
-  for (int n = 0; n < int(threadIdx.y); ++n) {
-    chunk.get(memory.chunk(n, 0), kLanes);
-    chunk.add(before, d.w, float(p.chunk));
-    before = chunk;
-  }
-  for (int n = int(blockDim.y) - 1; n > int(threadIdx.y); --n) {
-    chunk.get(memory.chunk(n, 1), kLanes);
-    chunk.add(behind, d.w, float(p.chunk));
-    behind = chunk;
-  }
+  exchange(
+      p, memory, [&](Joined<Sum>& sum, const Joined<Sum>& far, float n) { sum.add(far, d.w, n); }, before,
+      behind);
   for (int n = 0; n < segments; ++n) {
     const int first = p.first + n * kSegment, last = min(p.last, first + kSegment);
     Joined<Sum> end;
@@ -247,14 +316,21 @@ __device__ __noinline__ void walk_steep(Place<kSegment> p, Decay d, Memory<Sum, 
   }
 }
 
-/// Warps of a block, with chunks of about so many tokens. Where blocks alone fill the device there are fewer,
-/// so that two blocks share a multiprocessor and warps have fewer chunks to add up.
-int64_t warps_of(const WkvShape& s, int64_t tokens) {
-  const bool many = s.b * div_up<int64_t>(s.c, kLanes) > int64_t(device_limits().sm_count);
-  return many ? std::clamp<int64_t>(div_up(s.t, tokens), 1, kManyWarps)
-              : std::clamp<int64_t>(div_up(s.t, kFewTokens), 1, kMaxWarps);
+/// Blocks of a cluster share a sequence.
+template <class Sum, int kSegment, class... Parameters, class... Arguments>
+void launch(void (*kernel)(Parameters...), const char* name, const WkvShape& s,
+            const Layout<Sum, kSegment>& l, cudaStream_t stream, Arguments... arguments) {
+  allow_shared(kernel, name, l.shared_bytes() + kStaticShared);
+  cudaLaunchConfig_t config{};
+  config.gridDim = grid_of_blocks(l.grid(s)), config.blockDim = dim3(kLanes, unsigned(l.warps));
+  config.dynamicSmemBytes = size_t(l.shared_bytes()), config.stream = stream;
+  cudaLaunchAttribute cluster{};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim = {unsigned(l.blocks), 1, 1};
+  config.attrs = &cluster, config.numAttrs = l.blocks > 1 ? 1 : 0;
+  OCCAM_CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, arguments...));
+  check_launch(name, stream);
 }
-unsigned grid_of(const WkvShape& s) { return grid_of_blocks(s.b * div_up<int64_t>(s.c, kLanes)); }
 
 }  // namespace
 

@@ -8,7 +8,6 @@ namespace {
 
 constexpr int kSegment = 4, kTokens = 20;
 constexpr float kSteepest = 30;
-constexpr int64_t kMostShared = 112 * 1024;
 constexpr int kReduceWarps = 8;
 
 /// Where the gradients of token after token go, and the sums of w's and u's.
@@ -88,13 +87,13 @@ struct Slopes {
   }
 };
 
-/// partial [b][2][c]: gradients of w and u of each sequence.
+/// partial [b][blocks][2][c]: gradients of w and u of each block.
 template <bool kTile, class T>
-__global__ void __maxnreg__(96) wkv_bwd_chunks(WkvBackward<T, float> a, float* partial) {
+__global__ void __maxnreg__(96) wkv_bwd_chunks(WkvBackward<T, float> a, float* partial, int blocks) {
   using Sum = Pull;
   __shared__ float sums[2][kMaxWarps][kLanes];
   const WkvShape& s = a.s;
-  const Place<kSegment> p(s);
+  const Place<kSegment> p(s, blocks);
   const Decay d(a.w, a.u, p, kSteepest);
   const Memory<Sum, kSegment> memory(s, p, kTile ? nullptr : a.scratch);
   const T *keys = a.k + p.base, *values = a.v + p.base, *slopes = a.gy + p.base;
@@ -117,7 +116,7 @@ __global__ void __maxnreg__(96) wkv_bwd_chunks(WkvBackward<T, float> a, float* p
     to = steep;
   } else {
     const float exponent = p.inside && p.length > 0 ? -log_sums[0] : 0;
-    Term* held = reinterpret_cast<Term*>(memory.tile(s)) + threadIdx.x;
+    Term* held = reinterpret_cast<Term*>(memory.tile()) + (threadIdx.x - p.first_of_block() * kLanes);
     Slopes<kTile, T> tokens{keys, values,   slopes,         averages, log_sums,
                             row,  exponent, exp2_fast(d.u), held,     to};
     walk<Sum>(p, d, memory, tokens);
@@ -125,20 +124,21 @@ __global__ void __maxnreg__(96) wkv_bwd_chunks(WkvBackward<T, float> a, float* p
   }
   sums[0][threadIdx.y][threadIdx.x] = to.w, sums[1][threadIdx.y][threadIdx.x] = to.u;
   __syncthreads();
-  if (!p.inside || threadIdx.y != 0) return;
+  if (!p.inside || threadIdx.y != 0) return memory.leave();
   for (int k = 1; k < int(blockDim.y); ++k) to.w += sums[0][k][threadIdx.x], to.u += sums[1][k][threadIdx.x];
-  partial[(p.sequence * 2) * s.c + p.channel] = p.per_token(to.w);
-  partial[(p.sequence * 2 + 1) * s.c + p.channel] = to.u;
+  partial += (p.sequence * blocks + p.rank) * 2 * s.c + p.channel;
+  partial[0] = p.per_token(to.w), partial[s.c] = to.u;
+  memory.leave();
 }
 
-/// out [2][c] = sum over sequences of partial.
+/// out [2][c] = sum over blocks of partial.
 __global__ void __launch_bounds__(kLanes* kReduceWarps)
-    wkv_bwd_reduce(const float* partial, int64_t sequences, int64_t c, float* gw, float* gu) {
+    wkv_bwd_reduce(const float* partial, int64_t blocks, int64_t c, float* gw, float* gu) {
   const int64_t column = int64_t(blockIdx.x) * kLanes + threadIdx.x;  // of [2][c]
   __shared__ float parts[kReduceWarps][kLanes];
   float sum = 0;
   if (column < 2 * c)
-    for (int64_t n = threadIdx.y; n < sequences; n += kReduceWarps) sum += partial[n * 2 * c + column];
+    for (int64_t n = threadIdx.y; n < blocks; n += kReduceWarps) sum += partial[n * 2 * c + column];
   parts[threadIdx.y][threadIdx.x] = sum;
   __syncthreads();
   if (threadIdx.y != 0 || column >= 2 * c) return;
@@ -146,13 +146,14 @@ __global__ void __launch_bounds__(kLanes* kReduceWarps)
   (column < c ? gw[column] : gu[column - c]) = sum;
 }
 
-Layout<Pull, kSegment> layout_of(const WkvShape& s) { return {s, warps_of(s, kTokens), 2, kMostShared}; }
+Layout<Pull, kSegment> layout_of(const WkvShape& s) { return {s, kTokens, 2}; }
 
 }  // namespace
 
 template <class T>
 int64_t wkv_scratch(const WkvBackward<T, float>& a) {
-  return layout_of(a.s).scratch(a.s) + 2 * a.s.b * a.s.c;
+  const auto layout = layout_of(a.s);
+  return layout.scratch(a.s) + 2 * a.s.b * layout.blocks * a.s.c;
 }
 
 template <class T>
@@ -162,17 +163,14 @@ void wkv_bwd(const WkvBackward<T, float>& a, void* stream_handle) {
   if (s.c == 0) return;
   const auto layout = layout_of(s);
   float* partial = a.scratch + layout.scratch(s);
-  const int64_t sequences = s.t > 0 ? s.b : 0;
-  if (sequences > 0) {
+  const int64_t blocks = s.t > 0 ? s.b * layout.blocks : 0;
+  if (blocks > 0) {
     auto* kernel = layout.global ? wkv_bwd_chunks<false, T> : wkv_bwd_chunks<true, T>;
-    allow_shared(kernel, "wkv_bwd_chunks", layout.shared_bytes() + 8 * kMaxWarps * kLanes);
-    const dim3 block(kLanes, unsigned(layout.warps));
-    kernel<<<grid_of(s), block, size_t(layout.shared_bytes()), stream>>>(a, partial);
-    check_launch("wkv_bwd_chunks", stream);
+    launch(kernel, "wkv_bwd_chunks", s, layout, stream, a, partial, int(layout.blocks));
   }
   const dim3 block(kLanes, kReduceWarps);
-  wkv_bwd_reduce<<<unsigned(div_up<int64_t>(2 * s.c, kLanes)), block, 0, stream>>>(partial, sequences, s.c,
-                                                                                   a.gw, a.gu);
+  wkv_bwd_reduce<<<unsigned(div_up<int64_t>(2 * s.c, kLanes)), block, 0, stream>>>(partial, blocks, s.c, a.gw,
+                                                                                   a.gu);
   check_launch("wkv_bwd_reduce", stream);
 }
 

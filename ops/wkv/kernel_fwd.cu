@@ -11,14 +11,13 @@ namespace {
 constexpr int kSegment = 8, kTokens = 40;
 constexpr float kSteepest =
     96;  // a sum may be that much below the largest term, with 2^-24 of itself above 2^-126
-constexpr int64_t kMostShared = 100 * 1024;
 
-/// to [tokens of the warp][kLanes] = the block's channels of x.
+/// to [token of the block][kLanes] = the block's channels of x, of the warp's tokens.
 template <class T>
 __device__ __forceinline__ void bring(const WkvShape& s, const Place<kSegment>& p, const T* x, T* to) {
   constexpr int kPieces = kLanes / kPack<T>;
   const int64_t left = s.c - (p.channel - threadIdx.x);
-  x += p.base - threadIdx.x;
+  x += p.base - threadIdx.x, to -= p.first_of_block() * kLanes;
   for (int e = p.first * kPieces + int(threadIdx.x); e < p.last * kPieces; e += kLanes) {
     const int token = e / kPieces, at = e % kPieces * kPack<T>;
     copy_async16(to + token * kLanes + at, x + token * s.c + (at < left ? at : 0), at < left);
@@ -30,20 +29,18 @@ template <class T, bool kKept>
 struct Outputs {
   T* y;
   float *log_sum, *wide_y;
-  int64_t step;
+  int64_t at, step;
 
-  __device__ Outputs(const WkvForward<T, float>& a, int64_t base, int64_t first, int64_t step)
-      : y(a.y + base + first),
-        log_sum(a.log_sum + base + first),
-        wide_y(a.wide_y + base + first),
-        step(step) {}
+  __device__ Outputs(const WkvForward<T, float>& a, int64_t first, int64_t step)
+      : y(a.y), log_sum(a.log_sum), wide_y(a.wide_y), at(first), step(step) {}
   __device__ void next(const Average& sum, float exponent) {
     const float average = sum.num * reciprocal_fast(sum.den);
-    *y = from_acc<T>(average), y += step;
+    y[at] = from_acc<T>(average);
     if constexpr (kKept) {
-      *log_sum = exponent + log2_fast(sum.den), log_sum += step;
-      if constexpr (!std::is_same_v<T, float>) *wide_y = average, wide_y += step;
+      log_sum[at] = exponent + log2_fast(sum.den);
+      if constexpr (!std::is_same_v<T, float>) wide_y[at] = average;
     }
+    at += step;
   }
 };
 
@@ -85,28 +82,43 @@ struct Pairs {
   }
 };
 
+/// Of all warps of the sequence. What is written here lies behind the two floats that chunks and blocks take.
+__device__ __forceinline__ float largest(const Place<kSegment>& p, const Memory<Average, kSegment>& memory,
+                                         float own) {
+  constexpr int kThere = Average::kFloats * kLanes;
+  memory.chunk(threadIdx.y, 0)[kThere] = own;
+  __syncthreads();
+  for (int n = 0; n < int(blockDim.y); ++n) own = fmaxf(own, memory.chunk(n, 0)[kThere]);
+  if (p.blocks == 1) return own;
+  if (threadIdx.y == 0) memory.block(0)[kThere] = own;
+  memory.synchronize();
+  for (int n = 0; n < p.blocks; ++n) own = fmaxf(own, in_block(memory.block(0), n)[kThere]);
+  return own;
+}
+
 /// kTile: keys and values are brought to shared memory first. kKept: backward will follow.
 template <bool kTile, bool kKept, class T>
-__global__ void __maxnreg__(kTile ? 72 : 96) wkv_fwd_chunks(WkvForward<T, float> a) {
+__global__ void __maxnreg__(kTile ? 72 : 96) wkv_fwd_chunks(WkvForward<T, float> a, int blocks) {
   using Sum = Average;
-  __shared__ float largest[kMaxWarps][kLanes];
   const WkvShape& s = a.s;
-  const Place<kSegment> p(s);
+  const Place<kSegment> p(s, blocks);
   const Decay d(a.w, a.u, p, kSteepest);
   const Memory<Sum, kSegment> memory(s, p, kTile ? nullptr : a.scratch);
   const T *keys = a.k + p.base, *values = a.v + p.base;
   if constexpr (kTile) {
-    T* tile = reinterpret_cast<T*>(memory.tile(s));
-    bring(s, p, a.k, tile), bring(s, p, a.v, tile + s.t * kLanes);
+    T *keys_there = reinterpret_cast<T*>(memory.tile()),
+      *values_there = keys_there + p.tokens_of_block() * kLanes;
+    bring(s, p, a.k, keys_there), bring(s, p, a.v, values_there);
     copies_commit();
     copies_wait<0>();
     __syncwarp();
-    keys = tile + threadIdx.x, values = keys + s.t * kLanes;
+    const int64_t shift = threadIdx.x - p.first_of_block() * kLanes;
+    keys = keys_there + shift, values = values_there + shift;
   }
   const int64_t row = kTile ? kLanes : s.c;
-  Outputs<T, kKept> to{a, p.base, p.first * s.c, s.c};
-  if (d.steep)
-    return walk_steep<Sum>(
+  Outputs<T, kKept> to{a, p.base + p.first * s.c, s.c};
+  if (d.steep) {
+    walk_steep<Sum>(
         p, d, memory,
         [=](int at) {
           return Token{to_acc(keys[at * row]) * kLog2e, to_acc(values[at * row]), 1};
@@ -118,23 +130,23 @@ __global__ void __maxnreg__(kTile ? 72 : 96) wkv_fwd_chunks(WkvForward<T, float>
           all.sum.num += term.num, all.sum.den += term.den;
           to.next(all.sum, all.max);
         });
+    return memory.leave();
+  }
   float exponent = kNothing;
   if (p.inside) {
 #pragma unroll 8
     for (int at = p.first; at < p.last; ++at) exponent = fmaxf(exponent, to_acc(keys[at * row]));
   }
-  largest[threadIdx.y][threadIdx.x] = exponent;
-  __syncthreads();
-  for (int n = 0; n < int(blockDim.y); ++n) exponent = fmaxf(exponent, largest[n][threadIdx.x]);
-  exponent *= kLog2e;
+  exponent = largest(p, memory, exponent) * kLog2e;
   Pairs<kTile, kKept, T> pairs{keys, values, row, exponent, exp2_fast(d.u), to, {}, {}};
   walk<Sum>(p, d, memory, pairs);
+  memory.leave();
 }
 
 template <class T>
 Layout<Average, kSegment> layout_of(const WkvForward<T, float>& a) {
   const bool packs = a.s.c % kPack<T> == 0 && aligned16(a.k, a.v);
-  return {a.s, warps_of(a.s, kTokens), packs ? int64_t(sizeof(T)) / 2 : 0, kMostShared};
+  return {a.s, kTokens, packs ? int64_t(sizeof(T)) / 2 : 0};
 }
 
 }  // namespace
@@ -152,10 +164,7 @@ void wkv_fwd(const WkvForward<T, float>& a, void* stream) {
                      ? layout.global ? wkv_fwd_chunks<false, false, T> : wkv_fwd_chunks<true, false, T>
                  : layout.global ? wkv_fwd_chunks<false, true, T>
                                  : wkv_fwd_chunks<true, true, T>;
-  allow_shared(kernel, "wkv_fwd_chunks", layout.shared_bytes() + 4 * kMaxWarps * kLanes);
-  const dim3 block(kLanes, unsigned(layout.warps));
-  kernel<<<grid_of(a.s), block, size_t(layout.shared_bytes()), as_stream(stream)>>>(a);
-  check_launch("wkv_fwd_chunks", stream);
+  launch(kernel, "wkv_fwd_chunks", a.s, layout, as_stream(stream), a, int(layout.blocks));
 }
 
 template int64_t wkv_scratch(const WkvForward<float, float>&);

@@ -92,8 +92,9 @@ OP_SPEC(wkv) {
   add("2x40x6-growing", 2, 40, 6, 1, -2);
   add("2x40x8-steep-decay", 2, 40, 8, 1, 3);
   add("1x70x8-decay-of-42", 1, 70, 8, 1, 0.6);
-  // More tokens than shared memory has room for.
-  add("1x450x8", 1, 450, 8, 1, 0.01);
+  // More tokens than a block takes, and than shared memory has room for.
+  add("1x530x8", 1, 530, 8, 1, 0.01);
+  add("1x270x8-steep-decay", 1, 270, 8, 1, 3);
   add("no-images", 0, 4, 3, 1, 1);
   add("no-tokens", 2, 0, 3, 1, 1);
   add("no-channels", 2, 4, 0, 1, 1);
