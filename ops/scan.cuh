@@ -77,13 +77,4 @@ class Ahead {
   T ahead_[kTokens];
 };
 
-/// Sums of four tokens' values over the four lanes of a channel; lane i keeps that of token i.
-__device__ __forceinline__ float sum_over_lanes(const float (&y)[4], int lane) {
-  const bool upper = lane & 2, odd = lane & 1;
-  float keep0 = upper ? y[2] : y[0], keep1 = upper ? y[3] : y[1];
-  keep0 += __shfl_xor_sync(0xffffffffu, upper ? y[0] : y[2], 2);
-  keep1 += __shfl_xor_sync(0xffffffffu, upper ? y[1] : y[3], 2);
-  return (odd ? keep1 : keep0) + __shfl_xor_sync(0xffffffffu, odd ? keep0 : keep1, 1);
-}
-
 }  // namespace occam::kernels

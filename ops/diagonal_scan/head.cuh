@@ -11,7 +11,7 @@ namespace occam::kernels {
 
 constexpr int kWidth = 64, kUnits = 4;
 constexpr int kPositions = 8;                             // of every unit in a stage
-constexpr int kGroup = 128;                               // threads of a warpgroup: a block
+constexpr int kGroup = 128;                               // threads of a warpgroup
 constexpr int kTile = kUnits * kPositions * kSwizzleRow;  // bytes of a stage: rows are its columns
 constexpr int kLeft = kWidth * kSwizzleRow;               // of a left operand [64][64]
 
@@ -45,12 +45,12 @@ struct Walk {
       : row(back ? u.row + u.length - 1 : u.row), step(back ? -1 : 1), length(u.length) {}
 };
 
-/// Of every tile a thread copies 16 bytes of rows thread / 8 and 16 below: positions `position` and 4 more of
-/// a unit.
+/// Of every tile a thread of a warpgroup copies 16 bytes of rows thread / 8 and 16 below: positions
+/// `position` and 4 more of a unit.
 struct Copied {
-  int unit, position, piece;
+  int unit, position, piece, row;
   __device__ __forceinline__ Copied() {
-    const int row = int(threadIdx.x) / 8;
+    row = int(threadIdx.x) % kGroup / 8;
     unit = row % 8 / 2, position = row / 8 * 2 + row % 2, piece = int(threadIdx.x) % 8;
   }
 };
@@ -74,12 +74,19 @@ class Rows {
       copy_async16(place + i * kHalf, next_ + i * kApart * int64_t(token_), left_ > i * kApart);
     advance();
   }
+  /// kLast: nobody reads it soon, and the L2 cache keeps what is read twice.
+  template <bool kLast = false>
   __device__ __forceinline__ void store(const uint8_t* place) {
 #pragma unroll
     for (int i = 0; i < kCopies; ++i)
-      if (left_ > i * kApart)
-        *reinterpret_cast<uint4*>(const_cast<uint8_t*>(next_ + i * kApart * int64_t(token_))) =
-            *reinterpret_cast<const uint4*>(place + i * kHalf);
+      if (left_ > i * kApart) {
+        auto* to = reinterpret_cast<uint4*>(const_cast<uint8_t*>(next_ + i * kApart * int64_t(token_)));
+        const uint4 sixteen = *reinterpret_cast<const uint4*>(place + i * kHalf);
+        if (kLast)
+          __stcs(to, sixteen);
+        else
+          *to = sixteen;
+      }
     advance();
   }
 
@@ -110,6 +117,29 @@ __device__ __forceinline__ void load_left(uint32_t (&a)[4][4], const bf16* rows,
     for (int i = 0; i < 4; ++i)
       a[k][i] = *reinterpret_cast<const uint32_t*>(rows + (lane / 4 + i % 2 * 8) * stride + 16 * k +
                                                    i / 2 * 8 + 2 * (lane % 4));
+}
+
+/// The gates of a stage, sum[part][column] = weights[part] x', with weights [part][64][64] in shared memory.
+template <int kParts>
+__device__ __forceinline__ void gate_products(float (&sum)[kParts][16], uint32_t weights, uint32_t x) {
+  wgmma_fence();
+#pragma unroll
+  for (int i = 0; i < kParts; ++i)
+#pragma unroll
+    for (int k = 0; k < 4; ++k)
+      wgmma<32, false, false>(sum[i], operand(weights + i * kLeft) + k * kStepAlong,
+                              operand(x) + k * kStepAlong, k > 0);
+  wgmma_commit();
+}
+
+/// The weights of a direction and head to shared memory, in the background, by `threads` threads; rows are
+/// gates.
+template <int kParts>
+__device__ __forceinline__ void copy_weights(uint8_t* to, const bf16* weights, int64_t which, int threads) {
+  const int piece = int(threadIdx.x) % 8;
+  for (int row = int(threadIdx.x) / 8; row < kParts * kWidth; row += threads / 8)
+    copy_async16(to + swizzled(row, piece), weights + (which * kParts * kWidth + row) * kWidth + piece * 8,
+                 true);
 }
 
 // A cell as these kernels run it: two channels of a lane at once, p[part][channel] being gates without their
@@ -172,22 +202,23 @@ struct HeadGru {
 
 struct HeadLstm {
   static constexpr int kParts = 3;
-  static constexpr float kScale = 0x1p-58f;  // of sums up to 2^117, so that products of two are finite
+  static constexpr float kScale = 0x1p-58f,
+                         kLogScale = -58;  // of sums up to 2^117: products of two are finite
   float f[2], i[2];
   HeadValue value;
   __device__ __forceinline__ void set(int c, const float (&bias)[3]) {
-    f[c] = -kLog2e * bias[0], i[c] = -kLog2e * bias[1], value.set(c, bias[2]);
+    f[c] = kLogScale - kLog2e * bias[0], i[c] = kLogScale - kLog2e * bias[1], value.set(c, bias[2]);
   }
   /// With F = 1 + e^-f = 1 / s(f) and I likewise: a = I / (F + I), 1 - a = F / (F + I). small_f and small_i
   /// are e^-f / (F + I) and e^-i / (F + I).
   __device__ __forceinline__ void gates(const float (&p)[3][2], float (&keep)[2], float (&fresh)[2],
                                         float (&small_f)[2], float (&small_i)[2]) const {
-    constexpr float kMost = 80 * kLog2e;
+    constexpr float kMost = kLogScale + 80 * kLog2e;
     float sum[2];
 #pragma unroll
     for (int c = 0; c < 2; ++c) {
-      small_f[c] = kScale * exp2_fast(fminf(-kLog2e * p[0][c] + f[c], kMost));
-      small_i[c] = kScale * exp2_fast(fminf(-kLog2e * p[1][c] + i[c], kMost));
+      small_f[c] = exp2_fast(fminf(-kLog2e * p[0][c] + f[c], kMost));
+      small_i[c] = exp2_fast(fminf(-kLog2e * p[1][c] + i[c], kMost));
       fresh[c] = small_f[c] + kScale, keep[c] = small_i[c] + kScale;
       sum[c] = fresh[c] + keep[c];
     }

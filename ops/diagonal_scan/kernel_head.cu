@@ -1,7 +1,8 @@
 // Gates by tensor cores and the scan of what they give, without gates in memory, and the projection of both
 // directions' states as well, without those. A block is a head, four units (head.cuh) and one direction, or
 // with the projection one after the other: the first leaves its share of the result in y, the second adds its
-// own. Its four warps have 16 channels each, and the weights stay in registers as left operands.
+// own. Its four warps have 16 channels each. With the projection the weights stay in registers as left
+// operands.
 #include "core/cuda/launch.h"
 #include "ops/diagonal_scan/head.cuh"
 
@@ -11,10 +12,24 @@ namespace {
 
 enum class Pass { states, project, sums };  // sums: what segments leave for each other, not y
 
-constexpr int kAhead = 3;   // stages of x under way
-constexpr int kInputs = 4;  // of x in shared memory: those under way and the one in use
-constexpr int kShares = 8;  // of y: used one step later, and stored after another
-constexpr int kBytes = (kInputs + 2) * kTile, kProjectBytes = kBytes + kShares * kTile;
+constexpr int kShares = 8;  // of y with the projection: used one step later, and stored after another
+
+/// Without the projection weights lie in shared memory, so that fewer registers let more blocks run on a
+/// multiprocessor: six of minGRU, four of minLSTM, which runs faster held to what five would have.
+template <Pass kPass>
+constexpr bool kShared = kPass != Pass::project;
+template <class Cell, Pass kPass>
+constexpr int kBlocks = !kShared<kPass>     ? 3
+                        : Cell::kParts == 2 ? 6
+                                            : 5;
+/// Stages of x in shared memory: those under way and the one in use.
+template <class Cell, Pass kPass>
+constexpr int kInputs = kShared<kPass>&& Cell::kParts == 2 ? 3 : 4;
+template <class Cell, Pass kPass>
+constexpr int kWeights = kShared<kPass>* Cell::kParts* kLeft;  // bytes
+template <class Cell, Pass kPass>
+constexpr int kBytes = kWeights<Cell, kPass> +
+                       (kInputs<Cell, kPass> + 2 + (kPass == Pass::project ? kShares : 0)) * kTile;
 
 #ifdef OCCAM_WARPGROUP
 
@@ -36,17 +51,19 @@ __device__ __forceinline__ void head_scan(const HeadScan& a, const Segments& seg
   extern __shared__ __align__(1024) uint8_t shared[];
   constexpr int kParts = Cell::kParts;
   constexpr bool kProject = kPass == Pass::project, kSums = kPass == Pass::sums;
+  constexpr int kStages = kInputs<Cell, kPass>, kAhead = kStages - 1;
   const int lane = int(threadIdx.x) % 32, warp = __shfl_sync(0xffffffffu, int(threadIdx.x) / 32, 0);
   const unsigned heads = unsigned(a.s.h), group = blockIdx.x / heads;
   const int head = int(blockIdx.x - group * heads);
-  const uint32_t room = shared_address(shared), columns = room + columns_of(warp);
-  uint8_t* const mine_in =
-      shared + swizzled(int(threadIdx.x) / 8, int(threadIdx.x) % 8);  // of what it copies
-  auto input = [&](int step) { return (step & (kInputs - 1)) * kTile; };
-  auto states = [&](int step) { return (kInputs + (step & 1)) * kTile; };
-  auto share = [&](int step) { return (kInputs + 2 + (step & (kShares - 1))) * kTile; };
-
+  const uint32_t weights = shared_address(shared), room = weights + kWeights<Cell, kPass>,
+                 columns = room + columns_of(warp);
   const Copied copied;
+  uint8_t* const mine_in =
+      shared + kWeights<Cell, kPass> + swizzled(copied.row, copied.piece);  // of what it copies
+  auto input = [&](int step) { return int(unsigned(step) % kStages) * kTile; };
+  auto states = [&](int step) { return (kStages + (step & 1)) * kTile; };
+  auto share = [&](int step) { return (kStages + 2 + (step & (kShares - 1))) * kTile; };
+
   const Unit from = unit_of(a.s, segments, group * kUnits + copied.unit),
              mine = unit_of(a.s, segments, group * kUnits + lane % kUnits);
   // Nobody asks for the sums of a direction's last segment.
@@ -68,17 +85,23 @@ __device__ __forceinline__ void head_scan(const HeadScan& a, const Segments& seg
       copies_commit();
     };
     auto store_stage = [&](int step) {
-      if (!kSums && step >= 0) y.store(mine_in + (kProject ? share(step) : states(step)));
+      if (kSums || step < 0) return;
+      if (kProject)
+        y.store(mine_in + share(step));
+      else
+        y.template store<true>(mine_in + states(step));
     };
+    const int64_t which = direction * a.s.h + head;
+    if (kShared<kPass>) copy_weights<kParts>(shared, a.weight, which, kGroup);
 #pragma unroll
     for (int i = 0; i < kAhead; ++i) copy_stage(i);
 
-    const int64_t which = direction * a.s.h + head;
     uint32_t weight[kParts][4][4], project[1][4][4];
     const Cell cell = load_cell<Cell>(a.bias, which, channel);
+    if (!kShared<kPass>)
 #pragma unroll
-    for (int i = 0; i < kParts; ++i)
-      load_left(weight[i], a.weight + ((which * kParts + i) * kWidth + warp * 16) * kWidth, kWidth);
+      for (int i = 0; i < kParts; ++i)
+        load_left(weight[i], a.weight + ((which * kParts + i) * kWidth + warp * 16) * kWidth, kWidth);
     float start[2] = {};  // the projection's bias
     if (kProject) {
       load_left(project[0], a.project + (head * kWidth + warp * 16) * 2 * kWidth + direction * kWidth,
@@ -110,7 +133,10 @@ __device__ __forceinline__ void head_scan(const HeadScan& a, const Segments& seg
       store_stage(step - 1 - int(kProject));
       float result[1][16], gate[kParts][16];
       if (kProject) products<1>(result, project, room + states(step - 1));
-      products<kParts>(gate, weight, room + input(step));
+      if (!kShared<kPass>)
+        products<kParts>(gate, weight, room + input(step));
+      else
+        gate_products(gate, weights, room + input(step));
       if (kProject) {
         wgmma_wait<1>();
         pin(result[0]);
@@ -172,33 +198,32 @@ __device__ __forceinline__ void head_scan(const HeadScan& a, const Segments& seg
 #endif
 
 template <class Cell, Pass kPass>
-__global__ void __launch_bounds__(kGroup, 3)
+__global__ void __launch_bounds__(kGroup, kBlocks<Cell, kPass>)
     head_scan_fwd_kernel(HeadScan a, Segments segments, SegmentSums sums) {
 #ifdef OCCAM_WARPGROUP
   head_scan<Cell, kPass>(a, segments, sums);
 #endif
 }
 
+template <class Cell, Pass kPass>
+void launch(const HeadScan& a, const Segments& segments, float* workspace, void* stream) {
+  const SegmentSums sums{workspace, workspace + segments.count * a.s.chains()};
+  const int64_t units = a.s.b * segments.count;
+  const unsigned blocks = grid_of_blocks(a.s.h * div_up<int64_t>(units, kUnits));
+  auto kernel = head_scan_fwd_kernel<Cell, kPass>;
+  allow_shared(kernel, "head_scan_fwd", kBytes<Cell, kPass>);
+  kernel<<<dim3(blocks, kPass == Pass::project ? 1 : 2), kGroup, kBytes<Cell, kPass>, as_stream(stream)>>>(
+      a, segments, sums);
+  check_launch("head_scan_fwd", stream);
+}
 template <class Cell>
 void launch(const HeadScan& a, float* workspace, void* stream) {
-  const bool project = a.project != nullptr;
-  const Segments segments = head_segments(a.s, project ? 1 : 2);
-  const SegmentSums sums{workspace, workspace + segments.count * a.s.chains()};
-  const unsigned blocks = grid_of_blocks(a.s.h * div_up<int64_t>(a.s.b * segments.count, kUnits));
-  if (segments.count > 1) {
-    head_scan_fwd_kernel<Cell, Pass::sums>
-        <<<dim3(blocks, 2), kGroup, kBytes, as_stream(stream)>>>(a, segments, sums);
-    check_launch("head_scan_fwd", stream);
-  }
-  if (project) {
-    auto kernel = head_scan_fwd_kernel<Cell, Pass::project>;
-    allow_shared(kernel, "head_scan_fwd", kProjectBytes);
-    kernel<<<blocks, kGroup, kProjectBytes, as_stream(stream)>>>(a, segments, sums);
-  } else {
-    head_scan_fwd_kernel<Cell, Pass::states>
-        <<<dim3(blocks, 2), kGroup, kBytes, as_stream(stream)>>>(a, segments, sums);
-  }
-  check_launch("head_scan_fwd", stream);
+  const Segments segments = head_segments(a.s, a.project != nullptr ? 1 : 2);
+  if (segments.count > 1) launch<Cell, Pass::sums>(a, segments, workspace, stream);
+  if (a.project != nullptr)
+    launch<Cell, Pass::project>(a, segments, workspace, stream);
+  else
+    launch<Cell, Pass::states>(a, segments, workspace, stream);
 }
 
 }  // namespace

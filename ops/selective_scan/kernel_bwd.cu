@@ -25,19 +25,13 @@ __device__ __forceinline__ float sum_over_channels(const float (&v)[8]) {
   return (odd ? two[1] : two[0]) + __shfl_xor_sync(0xffffffffu, odd ? two[0] : two[1], kLanes);
 }
 
-/// What the kernel writes for later sums: gradients of B and C by block of channels [blocks][b,t,2][2 n],
-/// those of the parameters by image and segment.
-struct Parts {
-  float *vectors, *a, *skip;
-};
-
 /// From the last tile to the first: states of a tile are computed again from those before it, then
 ///   dh_t = gy_t C_t + d,   d <- a_t dh_t
-/// With ScanPass::sums only d at the segment's start, from 0, is computed.
+/// With sums_only just d at the segment's start, from 0, is computed.
 template <class T, int kStates>
 __global__ void __launch_bounds__(kThreads, 2)
     selective_scan_bwd_tiles(SelectiveScanBackward<T, float> g, Segments segments, Sums sums,
-                             const float* starts, Parts parts, ScanPass pass, bool packed) {
+                             const float* starts, BackwardParts parts, bool sums_only, bool packed) {
   constexpr int kTokens = kTile<kStates>, kN = kLanes * kStates;
   __shared__ __align__(16) float4 steps[kTokens][kChannels];  // dt, dt u, gy
   __shared__ __align__(16) float2 back[kTokens][kChannels];   // gradients of dt u, and of dt A by A
@@ -45,7 +39,6 @@ __global__ void __launch_bounds__(kThreads, 2)
   const SelectiveScan<T>& a = g.forward;
   const ChannelScanShape s = a.s;
   const Spot at(s, segments);
-  const bool sums_only = pass == ScanPass::sums;
   if (sums_only && at.segment == 0) return;
   float rate[kStates], d[kStates] = {}, g_a[kStates] = {}, total = 0, g_skip[4] = {};
   load_rates(rate, a, at);
@@ -208,52 +201,54 @@ struct Room {
 };
 Room room_of(const ChannelScanShape& s, const Segments& segments, int tile) {
   const int64_t chains = s.chains();
-  return {sums_floats(s, segments), div_up<int64_t>(s.t, tile) * chains * s.n,
-          2 * channel_groups(s) * s.rows() * 2 * s.n};
+  return {std::max(sums_floats(s, segments), selective_scan_fwd_workspace(s)),
+          div_up<int64_t>(s.t, tile) * chains * s.n, 2 * channel_groups(s) * s.rows() * 2 * s.n};
 }
 
-template <class T, int kStates>
-void launch(const SelectiveScanBackward<T, float>& g, float* workspace, void* stream) {
+constexpr int kManyStates = 16;  // of a lane, for more than 16 of a channel
+
+bool by_chains(const ChannelScanShape& s) { return s.n <= 16; }
+int tile_of(const ChannelScanShape& s) { return by_chains(s) ? kTile<4> : kTile<kManyStates>; }
+Segments back_segments(const ChannelScanShape& s) {
+  return by_chains(s) ? selective_scan_chain_segments(s) : segments_of(s, kTile<kManyStates>);
+}
+
+}  // namespace
+
+int64_t selective_scan_bwd_workspace(const ChannelScanShape& s) {
+  const Room room = room_of(s, back_segments(s), tile_of(s));
+  return room.sums + room.starts + room.vectors;
+}
+
+int64_t selective_scan_parts(const ChannelScanShape& s) { return s.b * back_segments(s).count; }
+
+template <class T>
+void selective_scan_bwd(const SelectiveScanBackward<T, float>& g, float* workspace, void* stream) {
   const ChannelScanShape s = g.forward.s;
-  const Segments segments = segments_of(s, kTile<kStates>);
-  const Room room = room_of(s, segments, kTile<kStates>);
+  const Segments segments = back_segments(s);
+  const Room room = room_of(s, segments, tile_of(s));
   float *starts = workspace + room.sums, *vectors = starts + room.starts;
-  selective_scan_states(g.forward, workspace, starts, stream);
+  selective_scan_states(g.forward, workspace, starts, tile_of(s), stream);
+  const Sums sums = sums_at(workspace, s, segments);  // those of the way there are used up by now
+  const BackwardParts parts{vectors, g.g_a, g.g_skip};
+  for (bool sums_only : {true, false}) {
+    if (sums_only && segments.count == 1) continue;
+    if (by_chains(s)) {
+      selective_scan_bwd_chains_pass(g, segments, sums, starts, parts, sums_only, stream);
+    } else {
+      const bool packed = copies_packed<T>(s, g.forward.u, g.forward.delta, g.gy, g.gu, g.g_delta);
+      selective_scan_bwd_tiles<T, kManyStates><<<blocks_of(s, segments), kThreads, 0, as_stream(stream)>>>(
+          g, segments, sums, starts, parts, sums_only, packed);
+      check_launch("selective_scan_bwd_tiles", stream);
+    }
+  }
   const int64_t groups = channel_groups(s), count = s.rows() * 2 * s.n;
-  const unsigned blocks = blocks_of(s, segments);
-  const bool packed = copies_packed<T>(s, g.forward.u, g.forward.delta, g.gy, g.gu, g.g_delta);
-  auto run = [&](ScanPass pass) {  // the sums of the way there are used up by now
-    selective_scan_bwd_tiles<T, kStates><<<blocks, kThreads, 0, as_stream(stream)>>>(
-        g, segments, sums_at(workspace, s, segments), starts, Parts{vectors, g.g_a, g.g_skip}, pass, packed);
-    check_launch("selective_scan_bwd_tiles", stream);
-  };
-  if (segments.count > 1) run(ScanPass::sums);
-  run(ScanPass::outputs);
   auto add_up = [&](const float* from, T* to) {
     selective_scan_bwd_vectors<<<grid_for(count, 256), 256, 0, as_stream(stream)>>>(from, to, groups, count);
     check_launch("selective_scan_bwd_vectors", stream);
   };
   add_up(vectors, g.g_in);
   add_up(vectors + groups * count, g.g_out);
-}
-
-int tile_of(const ChannelScanShape& s) { return s.n <= 16 ? kTile<4> : kTile<16>; }
-
-}  // namespace
-
-int64_t selective_scan_bwd_workspace(const ChannelScanShape& s) {
-  const Room room = room_of(s, segments_of(s, tile_of(s)), tile_of(s));
-  return room.sums + room.starts + room.vectors;
-}
-
-int64_t selective_scan_parts(const ChannelScanShape& s) { return s.b * segments_of(s, tile_of(s)).count; }
-
-template <class T>
-void selective_scan_bwd(const SelectiveScanBackward<T, float>& g, float* workspace, void* stream) {
-  if (g.forward.s.n <= 16)
-    launch<T, 4>(g, workspace, stream);
-  else
-    launch<T, 16>(g, workspace, stream);
 }
 
 template void selective_scan_bwd(const SelectiveScanBackward<float, float>&, float*, void*);

@@ -3,7 +3,7 @@
 #include "core/cuda/math.cuh"
 #include "core/cuda/mma.cuh"
 #include "ops/scan.cuh"
-#include "ops/selective_scan/kernel.h"
+#include "ops/selective_scan/launch.h"
 
 namespace occam::kernels {
 
@@ -12,10 +12,6 @@ constexpr int kWarps = kThreads / 32, kWarpChannels = 32 / kLanes;
 template <int kStates>
 inline constexpr int kTile = 64 / kStates;
 
-/// What segments leave for each other: sums of dt [segment][b,2,c], end states from 0 [segment][b,2,c,n].
-struct Sums {
-  float *dt, *state;
-};
 inline int64_t sums_floats(const ChannelScanShape& s, const Segments& segments) {
   return segments.count > 1 ? segments.count * s.chains() * (1 + s.n) : 0;
 }
@@ -110,17 +106,21 @@ __device__ __forceinline__ float softplus(float x) {
   return x > 20.0f ? x : e < 0.04f ? small : __logf(1.0f + e);
 }
 
-/// A in units of 2^x; 0 for states that there are not.
+/// A in units of 2^x.
+template <class T>
+__device__ __forceinline__ float rate_of(T a_log) {
+  return -1.4426950408889634f * expf(to_acc(a_log));
+}
+/// Of a lane's states; 0 for those that there are not.
 template <int kStates, class T>
 __device__ __forceinline__ void load_rates(float (&rate)[kStates], const SelectiveScan<T>& a,
                                            const Spot& at) {
 #pragma unroll
   for (int k = 0; k < kStates; ++k) {
     const int64_t state = at.lane * kStates + k;
-    const bool there = at.valid && state < a.s.n;
-    rate[k] = there ? -1.4426950408889634f *
-                          expf(to_acc(a.a_log[(at.direction * a.s.c + at.channel) * a.s.n + state]))
-                    : 0.0f;
+    rate[k] = at.valid && state < a.s.n
+                  ? rate_of(a.a_log[(at.direction * a.s.c + at.channel) * a.s.n + state])
+                  : 0.0f;
   }
 }
 
