@@ -39,7 +39,7 @@ constexpr int64_t kFewTerms = 128, kLeastRows = 256, kMostRows = 1024;
 constexpr int64_t kLongSum = 1024, kSumParts = 16, kMostPartial = int64_t{1} << 24;
 
 /// So few rows do not pay for packing b.
-constexpr int64_t kLeastWideRows = 24;
+constexpr int64_t kLeastWideRows = 8;
 
 bool serves_wide(const Product& p) {
   return p.dtype_ab == DType::f32 && wide_vectors() && p.batch == 1 && !p.trans_a && p.m >= kLeastWideRows;

@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <nlohmann/json.hpp>
+#include <thread>
 
 #ifdef __GLIBC__
 #include <malloc.h>
@@ -201,12 +202,13 @@ namespace app_detail {
 /// Libraries read their settings before main, so the program starts itself anew where the environment leaves
 /// them unset; where that fails it runs on, slower. Idle threads of libgomp spin for milliseconds: where
 /// there is no core to spare (small machines, where other threads decode images) that costs more than half of
-/// the throughput. OpenBLAS does not know younger CPUs: better_blas_kernels().
+/// the throughput. On larger ones they spin for about half a millisecond, since what lies between two ops is
+/// shorter than waking 15 threads. OpenBLAS does not know younger CPUs: better_blas_kernels().
 static void restart_with_settings(char** argv) {
   const bool spins = !std::getenv("OMP_WAIT_POLICY") && !std::getenv("GOMP_SPINCOUNT");
   const std::string kernels = std::getenv("OPENBLAS_CORETYPE") ? "" : better_blas_kernels(blas_kernels());
   if (!spins && kernels.empty()) return;
-  if (spins) setenv("GOMP_SPINCOUNT", "1000", 1);
+  if (spins) setenv("GOMP_SPINCOUNT", std::thread::hardware_concurrency() < 8 ? "1000" : "10000", 1);
   if (!kernels.empty()) setenv("OPENBLAS_CORETYPE", kernels.c_str(), 1);
   std::error_code unknown;
   execv(std::filesystem::read_symlink("/proc/self/exe", unknown).c_str(), argv);

@@ -98,7 +98,8 @@ INSTANTIATE_TEST_SUITE_P(
 
 INSTANTIATE_TEST_SUITE_P(
     Wide, CpuProduct,
-    testing::Values(Case{24, 1, 1, false, true, 1, 0, true, false, true},         // one column
+    testing::Values(Case{8, 100, 40, false, true, 1, 0, true, false, true},       // fewest rows
+                    Case{24, 1, 1, false, true, 1, 0, true, false, true},         // one column
                     Case{24, 3, 0, false, true, 1, 0, true, false, true},         // no terms: the bias
                     Case{30, 200, 33, false, true, 1, 0, true, false, true},      // shared by columns too
                     Case{113, 16, 256, false, true, 1, 0, true, false, false},    // half a panel, two blocks
