@@ -46,6 +46,10 @@ int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a);
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream);
 /// The part of it where both directions read the same, with a plan whose states are there.
 void window_fwd_both(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, void* stream);
+/// The same by warpgroups, where the device and the build have them.
+bool has_warpgroups();
+void window_fwd_both_warpgroups(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan,
+                                void* stream);
 
 /// The same for backward; with both directions in a block gv, and gq and gk where both read the same, are
 /// [b,t,1,...], summed over the directions.
