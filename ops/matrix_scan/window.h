@@ -56,6 +56,9 @@ void window_fwd_both_warpgroups(const MatrixScanForward<bf16, float>& a, const W
 bool fits_window_bwd(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_scratch(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_skips(const MatrixScanBackward<bf16, float>& a);
+/// The part of it by warpgroups: merged directions that read the same, in one window.
+bool fits_warpgroups_bwd(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan);
+void window_bwd_warpgroups(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan, void* stream);
 void window_bwd(const MatrixScanBackward<bf16, float>& a, float* scratch, void* stream);
 
 }  // namespace occam::kernels
