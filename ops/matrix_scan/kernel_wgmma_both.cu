@@ -28,6 +28,8 @@ struct Layout {
   }
 };
 
+#ifdef OCCAM_WARPGROUP
+
 /// A head of a window.
 struct Item {
   int64_t image;
@@ -39,8 +41,6 @@ struct Item {
     if (++window == windows) window = 0, ++image;
   }
 };
-
-#ifdef OCCAM_WARPGROUP
 
 template <int kTiles, bool kOwn>
 struct Tiles {};
