@@ -276,7 +276,9 @@ int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a) {
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream) {
   WindowPlan plan = window_plan(a.s, reads_both(a));
   if (plan.connected()) window_states(a, plan, scratch, stream);
-  if (plan.both)
+  if (plan.both && has_warpgroups())
+    window_fwd_both_warpgroups(a, plan, stream);
+  else if (plan.both)
     window_fwd_both(a, plan, stream);
   else if (a.s.n == 128)
     launch<128>(a, plan, stream);

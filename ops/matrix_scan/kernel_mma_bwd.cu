@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(kMostWarps * 32, 1)
   };
   auto finish_decays = [&](int item) {
     if (warp == 0 && item >= 0 && a.glog_decay != nullptr)
-      store_decay_gradients(rows, w, b.direction_of(item),
+      store_decay_gradients(rows.net, rows.all_leaving, w, b.direction_of(item),
                             a.glog_decay + (w.row * 2 + b.direction_of(item)) * s.h + b.head_of(item),
                             2 * s.h);
   };
@@ -398,6 +398,7 @@ int64_t window_bwd_skips(const MatrixScanBackward<bf16, float>& a) {
 void window_bwd(const MatrixScanBackward<bf16, float>& a, float* scratch, void* stream) {
   WindowPlan plan = window_plan(a.s, reads_both(a));
   if (plan.connected()) window_states(a, plan, scratch, stream);
+  if (fits_warpgroups_bwd(a, plan)) return window_bwd_warpgroups(a, plan, stream);
   float* factors = scratch + window_state_floats(a.s, plan, true);
   if (plan.both)
     launch<64, true>(a, plan, factors, stream);

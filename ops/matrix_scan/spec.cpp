@@ -230,6 +230,17 @@ OP_SPEC(matrix_scan) {
   large("1x208x1x1x64x64-both-merged", {1, 208, 1, 1, 64, 64}, {.merge = true, .both = true, .least = -0.05});
   large("1x212x1x1x64x64-both-merged-normed", {1, 212, 1, 1, 64, 64},
         {.floor = true, .merge = true, .both = true, .least = -0.1});
+  // By warpgroups: 64 columns at a time and a tile of its own behind them, or not; on the way back, merged,
+  // from 129 tokens on.
+  large("1x66x1x1x64x64-both", {1, 66, 1, 1, 64, 64}, {.scale = true, .skip = true, .both = true});
+  large("1x197x1x1x64x64-both-normed", {1, 197, 1, 1, 64, 64},
+        {.scale = true, .floor = true, .both = true, .least = -0.2});
+  large("1x197x1x1x64x64-both-merged-normed", {1, 197, 1, 1, 64, 64},
+        {.scale = true, .floor = true, .merge = true, .both = true, .least = -0.2});
+  large("1x140x2x2x64x64-both-merged", {1, 140, 2, 2, 64, 64},
+        {.scale = true, .skip = true, .merge = true, .both = true});
+  large("1x150x1x1x64x64-both-diagonal", {1, 150, 1, 1, 64, 64},
+        {.scale = true, .merge = true, .both = true, .diagonal = true});
   large("1x212x1x1x128x64", {1, 212, 1, 1, 128, 64}, {.scale = true, .skip = true, .least = -0.02});
   // Two windows, the last short, and three; a group of as many heads as models have.
   large("1x353x2x2x64x64-both", {1, 353, 2, 2, 64, 64}, {.scale = true, .both = true, .least = -0.02});
@@ -264,6 +275,8 @@ OP_SPEC(matrix_scan) {
              {.scale = true, .skip = true});
   add_ragged("ragged-both-merged-normed", {{20, 0, 1, 33}, 60, 40, {}}, {0, 0, 2, 2, 64, 64},
              {.floor = true, .merge = true, .both = true, .least = -0.1});
+  add_ragged("ragged-both-merged-long", {{150, 0, 1, 33}, 190, 160, {}}, {0, 0, 1, 1, 64, 64},
+             {.scale = true, .floor = true, .merge = true, .both = true, .least = -0.1});
   add_ragged("ragged-windows-128x64", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 2, 128, 64},
              {.scale = true, .skip = true, .least = -0.02});
   add_ragged("ragged-windows-both", {{3, 230, 0, 120}, 360, 250, {}}, {0, 0, 1, 1, 64, 64},

@@ -46,12 +46,19 @@ int64_t window_fwd_scratch(const MatrixScanForward<bf16, float>& a);
 void window_fwd(const MatrixScanForward<bf16, float>& a, float* scratch, void* stream);
 /// The part of it where both directions read the same, with a plan whose states are there.
 void window_fwd_both(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan, void* stream);
+/// The same by warpgroups, where the device and the build have them.
+bool has_warpgroups();
+void window_fwd_both_warpgroups(const MatrixScanForward<bf16, float>& a, const WindowPlan& plan,
+                                void* stream);
 
 /// The same for backward; with both directions in a block gv, and gq and gk where both read the same, are
 /// [b,t,1,...], summed over the directions.
 bool fits_window_bwd(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_scratch(const MatrixScanBackward<bf16, float>& a);
 int64_t window_bwd_skips(const MatrixScanBackward<bf16, float>& a);
+/// The part of it by warpgroups: merged directions that read the same, in one window.
+bool fits_warpgroups_bwd(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan);
+void window_bwd_warpgroups(const MatrixScanBackward<bf16, float>& a, const WindowPlan& plan, void* stream);
 void window_bwd(const MatrixScanBackward<bf16, float>& a, float* scratch, void* stream);
 
 }  // namespace occam::kernels

@@ -50,8 +50,8 @@ __device__ __forceinline__ void store_net(TokenRows& rows, const ScanWindow& w, 
   rows.all_leaving = leaving;
 }
 /// Gradients of decays: those summed over the tokens that a decay lies on the way of, and what leaves the
-/// window; a warp.
-__device__ __forceinline__ void store_decay_gradients(const TokenRows& rows, const ScanWindow& w,
+/// window; a warp. `net_of`: of each token.
+__device__ __forceinline__ void store_decay_gradients(const float* net_of, float leaving, const ScanWindow& w,
                                                       int direction, float* to, int64_t stride) {
   constexpr int kEach = 7;  // 32 * 7 > 208 neighbouring tokens a lane
   const int lane = int(threadIdx.x) % 32;
@@ -64,7 +64,7 @@ __device__ __forceinline__ void store_decay_gradients(const TokenRows& rows, con
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int token = token_of(i);
-    net[i] = sum += token < 0 ? 0.0f : rows.net[token];
+    net[i] = sum += token < 0 ? 0.0f : net_of[token];
   }
   float before = sum;
 #pragma unroll
@@ -72,7 +72,7 @@ __device__ __forceinline__ void store_decay_gradients(const TokenRows& rows, con
     const float other = __shfl_up_sync(0xffffffffu, before, d);
     if (lane >= d) before += other;
   }
-  before += rows.all_leaving - sum;
+  before += leaving - sum;
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int token = token_of(i);

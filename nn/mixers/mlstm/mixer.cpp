@@ -51,16 +51,18 @@ class MatrixLstm : public RaggedCore {
   Tensor forward(const Tensor& x, const Sequences& rows) override {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     auto [q, k, v] = split_qkv(qkv_(x), n_);
-    // [b,t,h,4] -> [b,t,gate,direction,h]
-    Tensor gates = reshape(permute(gates_(x), {0, 1, 3, 2}), {b, t, 2, 2, h}) + gate_bias_.value();
+    // [b,t,h,4] -> [gate,b,t,direction,h], so that each gate lies packed for the ops that read it
+    const Tensor gates = permute(reshape(gates_(x), {b, t, h, 2, 2}), {3, 0, 1, 4, 2}) +
+                         reshape(gate_bias_.value(), {2, 1, 1, 2, h});
     auto gate = [&](int64_t which) {
-      return as_rows(reshape(slice(gates, 2, which, 1), {b, t, 2, h}), rows);
+      return as_rows(reshape(slice(gates, 0, which, 1), {b, t, 2, h}), rows);
     };
     const Tensor i = gate(0), f = gate(1);
     ExponentialGates g = exponential_gates(i, f, gate_maximum(i, f, rows), rows);
     for (Tensor* part : {&g.scale, &g.log_decay, &g.floor}) *part = as_image(*part, rows);
-    Tensor y = scan_of(for_both(q), for_both(k * std::pow(double(n_), -0.5)), for_both(v), g.log_decay,
-                       {.scale = g.scale, .floor = g.floor}, rows);
+    // Keys over sqrt(n) divide num and den alike: as good as a floor times it, which is smaller.
+    Tensor y = scan_of(for_both(q), for_both(k), for_both(v), g.log_decay,
+                       {.scale = g.scale, .floor = g.floor * std::sqrt(double(n_))}, rows);
     return reshape(y, {b, t, h, 2 * w}) * sigmoid(output_(x));
   }
 
