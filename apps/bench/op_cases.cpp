@@ -16,6 +16,7 @@
 #include "ops/distance/op.h"
 #include "ops/dropout/op.h"
 #include "ops/elementwise/op.h"
+#include "ops/fused_linear/op.h"
 #include "ops/gather/op.h"
 #include "ops/grouped_linear/op.h"
 #include "ops/layer_norm/op.h"
@@ -130,6 +131,22 @@ class Cases {
             return Tensors{values({s_.batch, s_.tokens, in}), values({out, in}), values({out})};
           },
           [a = activation](const Tensors& t) { return linear(t[0], t[1], t[2], a); });
+    for (auto [in, out, inside] : {std::tuple{d, 3 * d, true}, {4 * d, d, false}})
+      add(
+          "fused_linear",
+          fmt::format("[1,{},{}] -> {} {}", s_.tokens, in, out,
+                      inside ? "normalised" : "added to a residual"),
+          [this, in = in, out = out, inside = inside] {
+            return Tensors{values({1, s_.tokens, in}, false),
+                           values({out, in}, false),
+                           values({out}, false),
+                           inside ? values({in}, false) : Tensor(),
+                           inside ? values({in}, false) : Tensor(),
+                           inside ? Tensor() : values({1, s_.tokens, out}, false)};
+          },
+          [](const Tensors& t) {
+            return fused_linear(t[0], t[1], t[2], {.norm_weight = t[3], .norm_bias = t[4], .residual = t[5]});
+          });
     add(
         "mlp", fmt::format("{} by {}", x.str(), 4 * d),
         [this, x, d] {

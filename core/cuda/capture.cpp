@@ -49,6 +49,7 @@ void Graph::capture(void* stream, const std::function<void()>& work) {
   pool_ = cache.begin_capture_pool();
 
   // Thread-local mode: other threads (a data loader) go on calling what this thread may not.
+  note_work();  // what is recorded does not follow what was launched, nor the other way round
   cudaError_t status = cudaStreamBeginCapture(as_stream(stream), cudaStreamCaptureModeThreadLocal);
   cudaGraph_t graph = nullptr;
   std::exception_ptr thrown;
@@ -59,6 +60,7 @@ void Graph::capture(void* stream, const std::function<void()>& work) {
       thrown = std::current_exception();
     }
     status = cudaStreamEndCapture(as_stream(stream), &graph);
+    note_work();
   }
   cache.end_capture_pool(pool_);
   cudaGetLastError();  // an invalidated capture leaves an error behind that is reported here

@@ -2,6 +2,7 @@
 
 #include <fmt/format.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -12,6 +13,8 @@
 namespace occam::cuda {
 
 namespace {
+
+std::atomic<uint64_t> work_noted{0};
 
 /// Statuses of a kernel that failed while it ran; the call that returns one is often an innocent later one.
 bool is_asynchronous(cudaError_t status) {
@@ -68,7 +71,11 @@ void throw_cuda_error(cudaError_t status, const char* call, const char* file, in
   fail(kind_of(status), fmt::format("{}:{}: {} failed: {}", file, line, call, describe(status)));
 }
 
+void note_work() noexcept { ++work_noted; }
+uint64_t work_count() noexcept { return work_noted; }
+
 void check_launch(const char* kernel, void* stream) {
+  note_work();
   cudaError_t status = cudaGetLastError();
   if (status != cudaSuccess)
     fail(kind_of(status), fmt::format("kernel {} was not launched: {}", kernel, describe(status)));

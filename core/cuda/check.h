@@ -2,6 +2,8 @@
 // CUDA statuses as Error{device}. Plain functions, no fmt: this header serves .cu files too.
 #include <cuda_runtime_api.h>
 
+#include <cstdint>
+
 namespace occam::cuda {
 
 /// Throws Error{device} ("out of memory" statuses: Error{memory}) naming the call, the place and the status.
@@ -11,6 +13,10 @@ namespace occam::cuda {
 /// Throws Error{device} when the launch was refused. With OCCAM_SYNC=1 in the environment it also waits for
 /// `stream`, so that a fault inside the kernel names the kernel (not while the stream is being captured).
 void check_launch(const char* kernel, void* stream);
+
+/// Counts what is put on any stream: kernels (by check_launch), copies, fills, graphs and waits.
+void note_work() noexcept;
+uint64_t work_count() noexcept;
 
 /// Prints a status that a destructor or a noexcept function met to stderr; `cudaSuccess` prints nothing.
 /// Statuses of a driver that is shutting down are ignored.

@@ -247,6 +247,7 @@ void copy_strided(void* to, DType to_dtype, const Shape& to_strides, const void*
   if (to_dtype == from_dtype) {
     const size_t unit = size_of(to_dtype);
     if (!contiguous) return copy_same(to, from, walk, int64_t(unit), stream);
+    note_work();
     OCCAM_CUDA_CHECK(
         cudaMemcpyAsync(to, from, size_t(walk.count) * unit, cudaMemcpyDeviceToDevice, as_stream(stream)));
     return;

@@ -205,6 +205,7 @@ void scale_only(const GemmArgs& g, void* stream) {
               ErrorKind::shape,
               "{}: a product over nothing takes no epilogue and no beta but 0, or 1 in place", describe(g));
   if (g.beta != 0) return;
+  note_work();
   const size_t unit = size_of(g.dtype_cd);
   for (int64_t i = 0; i < g.batch; ++i)
     OCCAM_CUDA_CHECK(cudaMemset2DAsync(static_cast<char*>(g.d) + i * g.stride_d * int64_t(unit),

@@ -83,6 +83,7 @@ void stream_wait(void* waiter, void* on) {
   OCCAM_CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming));
   cudaError_t status = cudaEventRecord(event, as_stream(on));
   if (status == cudaSuccess) status = cudaStreamWaitEvent(as_stream(waiter), event, 0);
+  note_work();
   report_cuda_error(cudaEventDestroy(event), "cudaEventDestroy");  // the wait keeps what it needs
   OCCAM_CUDA_CHECK(status);
 }
@@ -90,6 +91,7 @@ void stream_wait(void* waiter, void* on) {
 void memcpy_async(void* to, const void* from, size_t bytes, void* stream) {
   if (bytes == 0) return;
   OCCAM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, as_stream(stream)));
+  note_work();
   // Both sides must outlive the copy, wherever their owners free them.
   record_use(to, stream);
   record_use(from, stream);
@@ -100,6 +102,7 @@ void memcpy_now(void* to, const void* from, size_t bytes, int device) {
   AllowInCapture allow;
   auto* copies = as_stream(stream(device, StreamRole::copy));
   OCCAM_CUDA_CHECK(cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, copies));
+  note_work();
   OCCAM_CUDA_CHECK(cudaStreamSynchronize(copies));
 }
 
@@ -115,6 +118,7 @@ bool is_capturing(void* stream) noexcept {
 void memset_async(void* to, int byte, size_t bytes, void* stream) {
   if (bytes == 0) return;
   OCCAM_CUDA_CHECK(cudaMemsetAsync(to, byte, bytes, as_stream(stream)));
+  note_work();
 }
 
 void range_push(const char* name) noexcept { nvtxRangePushA(name); }

@@ -24,6 +24,9 @@ class LayerNorm : public Module {
 
   /// The norm of r's sum, which becomes r.x; nothing is left to add.
   Tensor add_and_normalise(Residual& r);
+  Parameter& weight() { return weight_; }
+  Parameter& bias() { return bias_; }
+  double eps() const { return eps_; }
 
  protected:
   Tensor forward(const Tensor& x) override;

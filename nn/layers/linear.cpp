@@ -2,6 +2,8 @@
 
 #include "core/check.h"
 #include "nn/plan.h"
+#include "ops/elementwise/op.h"
+#include "ops/fused_linear/op.h"
 
 namespace occam {
 
@@ -12,6 +14,19 @@ Linear::Linear(int64_t in, int64_t out, const LinearOptions& options)
 
 Tensor Linear::forward(const Tensor& x) {
   return linear(x, weight_.value(), bias_ ? bias_->value() : Tensor(), activation_);
+}
+
+Tensor Linear::fused(const Tensor& x, LayerNorm* norm, const Tensor& residual) {
+  if (has_hooks() || (norm != nullptr && norm->has_hooks())) {
+    Tensor y = (*this)(norm != nullptr ? (*norm)(x) : x);
+    return residual ? add(residual, y) : y;
+  }
+  Scope scope(name());
+  LinearSurroundings around{.activation = activation_, .residual = residual};
+  if (norm != nullptr)
+    around.norm_weight = norm->weight().value(), around.norm_bias = norm->bias().value(),
+    around.eps = norm->eps();
+  return fused_linear(x, weight_.value(), bias_ ? bias_->value() : Tensor(), around);
 }
 
 Shape Linear::plan(const Shape& x, Plan& plan) const {

@@ -1,5 +1,6 @@
 #pragma once
 #include "nn/init.h"
+#include "nn/layers/layer_norm.h"
 #include "nn/module.h"
 #include "ops/linear/op.h"
 
@@ -18,6 +19,9 @@ class Linear : public Module {
   Linear(int64_t in, int64_t out, const LinearOptions& options = {});
   const char* kind() const override { return "Linear"; }
   Shape plan(const Shape& x, Plan& plan) const override;
+  /// residual + forward(norm(x)), without either where null or undefined: one op for few rows
+  /// (ops/fused_linear), unless a hook looks between.
+  Tensor fused(const Tensor& x, LayerNorm* norm, const Tensor& residual = {});
   int64_t in() const { return weight_.shape()[1]; }
   int64_t out() const { return weight_.shape()[0]; }
   Parameter& weight() { return weight_; }

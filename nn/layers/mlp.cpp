@@ -27,6 +27,11 @@ Tensor Mlp::forward(const Tensor& x) {
   return drop2_(mlp(x, fc1_.weight().value(), bias(fc1_), fc2_.weight().value(), bias(fc2_), recompute_));
 }
 
+Tensor Mlp::add_to(const Tensor& x, LayerNorm& norm) {
+  Scope scope(name());
+  return fc2_.fused(fc1_.fused(x, &norm), nullptr, x);
+}
+
 Shape Mlp::plan(const Shape& x, Plan& plan) const { return plan.run(fc2_, plan.run(fc1_, x)); }
 
 }  // namespace occam

@@ -10,6 +10,8 @@ class Mlp : public Module {
  public:
   Mlp(int64_t dim, int64_t hidden, double dropout = 0, bool recompute = false);
   const char* kind() const override { return "Mlp"; }
+  /// x + forward(norm(x)) for inference.
+  Tensor add_to(const Tensor& x, LayerNorm& norm);
   Shape plan(const Shape& x, Plan& plan) const override;
 
  protected:

@@ -6,6 +6,7 @@
 #include "core/check.h"
 #include "core/config.h"
 #include "ops/clear_unused/op.h"
+#include "ops/elementwise/op.h"
 #include "ops/ragged.h"
 
 namespace occam {
@@ -28,6 +29,12 @@ Linear& TokenMixer::projection() {
   OCCAM_CHECK(out != nullptr, ErrorKind::internal, "{}: a mixer without an output projection has no forward",
               kind());
   return *out;
+}
+
+Tensor TokenMixer::add_to(const Tensor& x, LayerNorm& norm) {
+  if (proj() == nullptr) return add(x, (*this)(norm(x)));
+  Scope scope(name());
+  return proj()->fused(mix_normalised(x, norm), nullptr, x);
 }
 
 Tensor TokenMixer::forward(const Tensor& x) { return projection()(mix(x)); }

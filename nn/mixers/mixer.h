@@ -53,6 +53,9 @@ class TokenMixer : public Module {
   bool takes_ragged() const { return why_not_ragged().empty(); }
   /// Empty where it does.
   virtual std::string why_not_ragged() const { return "its core is made for whole images"; }
+  /// x + (*this)(norm(x)) for inference: the norm in one op with the layer that reads it, where that is one,
+  /// the sum with the output projection.
+  Tensor add_to(const Tensor& x, LayerNorm& norm);
   /// The output projection c -> c, which a replacement takes over from the mixer before it; null when there
   /// is none.
   virtual Linear* proj() { return nullptr; }
@@ -65,6 +68,8 @@ class TokenMixer : public Module {
  protected:
   /// The tap. x [b, t, c] is normalised.
   virtual Tensor mix(const Tensor& x) = 0;
+  /// The tap of norm(x), for who has a linear layer to begin with.
+  virtual Tensor mix_normalised(const Tensor& x, LayerNorm& norm) { return mix(norm(x)); }
   /// The tap of x [1, n, c], the rows of all sequences, when takes_ragged().
   virtual Tensor mix(const Tensor& x, const Sequences& rows);
   Tensor forward(const Tensor& x) override;

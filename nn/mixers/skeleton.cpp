@@ -52,9 +52,17 @@ std::string SkeletonMixer::why_not_ragged() const {
 }
 
 Tensor SkeletonMixer::mix(const Tensor& x, const Sequences& rows) {
+  return from_pre(pre_ ? (*pre_)(x) : x, rows);
+}
+
+Tensor SkeletonMixer::mix_normalised(const Tensor& x, LayerNorm& norm) {
+  return from_pre(pre_ ? pre_->fused(x, &norm) : norm(x), {});
+}
+
+Tensor SkeletonMixer::from_pre(const Tensor& x, const Sequences& rows) {
   const int64_t b = x.size(0), t = x.size(1);
   const MixerShape& s = mixer_shape();
-  Tensor u = order_.arrange(pre_ ? (*pre_)(x) : x);
+  Tensor u = order_.arrange(x);
   u = reshape(u, {b, t, s.heads, s.head_dim()});
   Tensor heads = core_.projected && !grad_enabled()
                      ? core_.projected(u, head_proj_.weight(), head_proj_.bias(), rows)

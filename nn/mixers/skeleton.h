@@ -63,9 +63,13 @@ class SkeletonMixer : public TokenMixer {
  protected:
   Tensor mix(const Tensor& x) override { return mix(x, {}); }
   Tensor mix(const Tensor& x, const Sequences& rows) override;
+  Tensor mix_normalised(const Tensor& x, LayerNorm& norm) override;
   Module& core() { return *core_.module; }
 
  private:
+  /// The tap of what pre made.
+  Tensor from_pre(const Tensor& x, const Sequences& rows);
+
   const char* kind_;
   std::unique_ptr<Linear> pre_;
   MixerCore core_;

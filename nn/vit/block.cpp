@@ -2,8 +2,10 @@
 
 #include "autograd/recompute.h"
 #include "core/check.h"
+#include "core/grad_mode.h"
 #include "nn/plan.h"
 #include "nn/state.h"
+#include "ops/fused_linear/op.h"
 
 namespace occam {
 
@@ -47,12 +49,13 @@ void Block::set_mixer(std::unique_ptr<TokenMixer> mixer) {
 
 Tensor Block::forward(const Tensor& x) {
   Residual r{x, {}, {}};
-  pass(r);
+  if (!infer_few_rows(r)) pass(r);
   return r.sum();
 }
 
 void Block::advance(Residual& r) {
   Scope scope(name());
+  if (infer_few_rows(r)) return;
   if (!recompute_ || has_hooks_inside()) return pass(r);
   auto left = std::make_shared<BranchDrop>();  // of the branch that comes out
   auto again = [this, drop = r.drop, left](const std::vector<Tensor>& in) {
@@ -69,6 +72,13 @@ bool Block::has_hooks_inside() const {
   bool any = false;
   visit([&](const Module& m) { any |= m.has_hooks(); });
   return any;
+}
+
+bool Block::infer_few_rows(Residual& r) {
+  if (grad_enabled() || training() || !has_few_rows(r.x) || has_hooks_inside()) return false;
+  const Tensor x = r.sum(), y = norm1_ ? mixer_->add_to(x, *norm1_) : x;
+  r = {mlp_.add_to(y, norm2_), {}, {}};
+  return true;
 }
 
 void Block::pass(Residual& r) {

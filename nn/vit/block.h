@@ -28,9 +28,10 @@ class Block : public Module {
   const TokenMixer& mixer() const { return *mixer_; }
   /// The norm before the mixer; null when the mixer has no branch.
   LayerNorm* norm1() { return norm1_.get(); }
-  /// The block's work on a stream whose last branch is still to be added, and which is left with the MLP's.
-  /// With Recompute::blocks it keeps the stream alone and runs again in backward (autograd/recompute.h),
-  /// unless a hook is on one of its parts: what a hook takes out could not be run again.
+  /// The block's work on a stream whose last branch is still to be added, and which is left with the MLP's
+  /// (or none). With Recompute::blocks it keeps the stream alone and runs again in backward
+  /// (autograd/recompute.h), unless a hook is on one of its parts: what a hook takes out could not be run
+  /// again.
   void advance(Residual& r);
   /// Puts another mixer in place; it takes this block's mode, compute dtype and device, and the values of the
   /// output projection where both have one. Other parameters keep what they have, new ones have no values
@@ -43,6 +44,9 @@ class Block : public Module {
  private:
   void register_parts();
   void pass(Residual& r);
+  /// The same for inference of few rows, with norms and sums inside the layers (ops/fused_linear): nothing is
+  /// left to add. False, and nothing happens, for others.
+  bool infer_few_rows(Residual& r);
   bool has_hooks_inside() const;
 
   std::unique_ptr<TokenMixer> mixer_;

@@ -73,10 +73,15 @@ std::vector<Tensor> VisionTransformer::logits(const Tensor& images) {
   // Only the prefix tokens are read, and the norm works token by token.
   r.x = slice(r.x, 1, 0, shape_.prefix_tokens());
   if (r.branch) r.branch = slice(r.branch, 1, 0, shape_.prefix_tokens());
-  Tensor x = norm_.add_and_normalise(r);
-  std::vector<Tensor> y{cast(head_(select(x, 1, 0)), DType::f32)};
+  // A stream without a branch comes from blocks that compute few rows: then the head does the norm.
+  LayerNorm* norm = r.branch ? nullptr : &norm_;
+  const Tensor x = r.branch ? norm_.add_and_normalise(r) : r.x;
+  auto classify = [&](Linear& head, int64_t token) {
+    return cast(head.fused(select(x, 1, token), norm), DType::f32);
+  };
+  std::vector<Tensor> y{classify(head_, 0)};
   if (!head_dist_) return y;
-  y.push_back(cast((*head_dist_)(select(x, 1, 1)), DType::f32));
+  y.push_back(classify(*head_dist_, 1));
   if (training()) return y;
   return {mul_scalar(add(y[0], y[1]), 0.5)};
 }

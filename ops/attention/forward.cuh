@@ -63,10 +63,10 @@ __device__ __forceinline__ void softmax_row(float (&s)[kCount / 2], int e, float
 
 /// kCount keys with their values and bias; `left` keys exist. `bias` may be null when all of these are
 /// attended to, the others are among the last kCheck, and factor is above 0. A warp without queries (`busy`
-/// false) only takes part in the products.
+/// false) only takes part in the products. `values`: a barrier that values arrive at, unless they are there.
 template <int kCount, bool kFirst, int kCheck>
 __device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t v, float factor,
-                                       const float* bias, int left, bool busy) {
+                                       const float* bias, int left, bool busy, uint32_t values = 0) {
   float s[kCount / 2] = {};
   scores<kCount>(s, q, k);
   if (busy) {
@@ -92,6 +92,7 @@ __device__ __forceinline__ void attend(Rows& r, uint32_t q, uint32_t k, uint32_t
   for (int n = 0; n < kCount / 16; ++n)
 #pragma unroll
     for (int i = 0; i < 4; ++i) p[n][i] = pack_bf16(s[8 * n + 2 * i], s[8 * n + 2 * i + 1]);
+  if (values != 0) barrier_wait(values, 0);
   pin(r.o);
   wgmma_fence();
 #pragma unroll

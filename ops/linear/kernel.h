@@ -43,4 +43,30 @@ bool fused_product_supported(const FusedProduct& product);
 int64_t fused_product_scratch(const FusedProduct& product);
 void fused_product(const FusedProduct& product, void* stream);
 
+/// A product of bf16 matrices of few rows with what stands before and behind it in a network that computes
+/// one image: y = f(norm(x) w^T + bias) + residual. Every matrix is packed.
+struct RowsProduct {
+  int64_t m = 0, n = 0, k = 0;
+  const bf16* x = nullptr;            // [m,k]
+  const bf16* w = nullptr;            // [n,k]
+  const bf16* bias = nullptr;         // [n] or none
+  const bf16* norm_weight = nullptr;  // [k]: rows of x are normalised; or none
+  const bf16* norm_bias = nullptr;    // [k], with norm_weight
+  const bf16* residual = nullptr;     // [m,n] or none
+  bf16* y = nullptr;                  // [m,n]
+  float eps = 0;
+  bool gelu = false;
+  int tile = -1, split = 0;  // for tests and measurements; -1, 0: chosen by size
+};
+
+/// The shapes of tile there are, and "32x128" (rows by outputs) of one.
+int rows_product_tiles();
+const char* rows_product_tile_name(int tile);
+
+/// Whether so many rows of k elements are better served by this than by products made for many rows.
+bool rows_product_pays(int64_t rows, int64_t k);
+/// Whether it pays, and this device (Hopper), these sizes and these pointers can be served.
+bool rows_product_supported(const RowsProduct& product);
+void rows_product(const RowsProduct& product, void* stream);
+
 }  // namespace occam::kernels

@@ -61,6 +61,18 @@ bool fused_gelu(const Tensor& x, const Tensor& w, const Tensor& b, const GeluPro
   return true;
 }
 
+bool few_rows(const Tensor& x, const Tensor& w, const Tensor& b, const FewRowsExtras& e, const Tensor& y) {
+  if (!x.is_cuda() || x.dtype() != DType::bf16) return false;
+  auto data = [](const Tensor& t) { return t ? t.data<bf16>() : nullptr; };
+  kernels::RowsProduct p{.m = rows_of(x), .n = w.size(0), .k = w.size(1)};
+  p.x = data(x), p.w = data(w), p.bias = data(b), p.y = data(y);
+  p.norm_weight = data(e.norm_weight), p.norm_bias = data(e.norm_bias), p.residual = data(e.residual);
+  p.eps = float(e.eps), p.gelu = e.gelu;
+  if (!kernels::rows_product_supported(p)) return false;
+  kernels::rows_product(p, current_stream(x.device()).handle);
+  return true;
+}
+
 bool fused_gelu_gradient(const Tensor& g, const Tensor& w, const Tensor& z, const GeluGradient& out) {
   if (!g.is_cuda() || g.dtype() != DType::bf16) return false;
   kernels::FusedProduct f{.m = rows_of(g), .n = w.size(1), .k = w.size(0)};
@@ -78,14 +90,23 @@ bool fused_gelu_gradient(const Tensor& g, const Tensor& w, const Tensor& z, cons
   return true;
 }
 #else
+bool few_rows(const Tensor&, const Tensor&, const Tensor&, const FewRowsExtras&, const Tensor&) {
+  return false;
+}
 bool fused_gelu(const Tensor&, const Tensor&, const Tensor&, const GeluProduct&) { return false; }
 bool fused_gelu_gradient(const Tensor&, const Tensor&, const Tensor&, const GeluGradient&) { return false; }
 #endif
 
 }  // namespace
 
+Tensor few_rows_product(const Tensor& x, const Tensor& w, const Tensor& b, const FewRowsExtras& extras) {
+  Tensor y = empty(x.shape().with(-1, w.size(0)), options_of(x));
+  return few_rows(x, w, b, extras, y) ? y : Tensor();
+}
+
 Tensor times_weight(const Tensor& x, const Tensor& w, const Tensor& b) {
   Tensor y = empty(x.shape().with(-1, w.size(0)), options_of(x));
+  if (few_rows(x, w, b, {}, y)) return y;
   Product p = forward_product(x, w);
   if (b) p.bias = b.data_ptr();
   const bool fuses = b && product_fuses(p, x.data_ptr(), w.data_ptr(), y.data_ptr());
@@ -99,7 +120,9 @@ GeluProduct times_weight_gelu(const Tensor& x, const Tensor& w, const Tensor& b,
   GeluProduct out;
   out.y = empty(x.shape().with(-1, w.size(0)), options_of(x));
   if (keep) out.z = empty_like(out.y);
-  if (out.y.numel() == 0 || fused_gelu(x, w, b, out)) return out;
+  if (out.y.numel() == 0) return out;
+  if (!keep && few_rows(x, w, b, {.gelu = true}, out.y)) return out;
+  if (fused_gelu(x, w, b, out)) return out;
   const Tensor& z = keep ? out.z : out.y;
   Product p = forward_product(x, w);
   const bool fuses = z.is_cpu() && b;  // on a GPU bias and GELU are one pass

@@ -14,6 +14,16 @@ struct GeluProduct {
 };
 GeluProduct times_weight_gelu(const Tensor& x, const Tensor& w, const Tensor& b, bool keep);
 
+/// What a product of few rows takes along; all may be undefined. norm_weight, norm_bias [i]: rows of x are
+/// normalised first. residual [..., o]: is added last.
+struct FewRowsExtras {
+  Tensor norm_weight, norm_bias, residual;
+  double eps = 0;
+  bool gelu = false;
+};
+/// f(norm(x) w^T + b) + residual as one kernel; undefined where none serves this.
+Tensor few_rows_product(const Tensor& x, const Tensor& w, const Tensor& b, const FewRowsExtras& extras);
+
 /// g w, of shape `x`: the gradient of x.
 Tensor input_gradient(const Tensor& g, const Tensor& w, const Shape& x);
 

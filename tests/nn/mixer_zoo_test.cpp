@@ -131,6 +131,27 @@ TEST_P(MixerZoo, OneTokenAndNoImage) {
   EXPECT_EQ((*mixer)(zeros({0, 1, 16})).shape(), (Shape{0, 1, 16}));
 }
 
+// The form that a block uses for few rows: x + mixer(norm(x)) with norm and sum inside the layers.
+TEST_P(MixerZoo, AddsToWhatItNormalises) {
+  NoGrad no_grad;
+  for (Device device : {kCPU, cuda_device()}) {
+    if (device.is_cuda() && !cuda_available()) continue;
+    for (DType dtype : {DType::f32, DType::bf16}) {
+      auto mixer = filled(GetParam());
+      LayerNorm norm(kShape.dim);
+      initialize(norm, 6);
+      norm.weight().set_values(rule::tensor("zoo/norm/weight", {kShape.dim}, 1, 0.5));
+      norm.bias().set_values(rule::tensor("zoo/norm/bias", {kShape.dim}, 0, 0.5));
+      for (Module* m : {static_cast<Module*>(mixer.get()), static_cast<Module*>(&norm)})
+        m->set_compute_dtype(dtype), m->to(device);
+      const Tensor x =
+          raw::to(raw::to(rule::tensor("zoo/x", {2, kShape.tokens(), kShape.dim}, 3, 1.7), dtype), device);
+      const double eps = dtype == DType::f32 ? 0x1p-23 : 0x1p-8;
+      EXPECT_LE(difference(mixer->add_to(x, norm), add(x, (*mixer)(norm(x)))), 20 * eps) << name_of(dtype);
+    }
+  }
+}
+
 TEST_P(MixerZoo, GpuIsNearCpu) {
   if (!cuda_available()) GTEST_SKIP() << "no GPU";
   const Device gpu = cuda_device();

@@ -17,9 +17,12 @@ class Attention : public TokenMixer {
   void on_qkv(std::function<void(const Tensor& qkv)> listener) { on_qkv_ = std::move(listener); }
 
  protected:
-  Tensor mix(const Tensor& x) override;
+  Tensor mix(const Tensor& x) override { return attend(x, qkv_(x)); }
+  Tensor mix_normalised(const Tensor& x, LayerNorm& norm) override { return attend(x, qkv_.fused(x, &norm)); }
 
  private:
+  Tensor attend(const Tensor& x, const Tensor& projected);
+
   Linear qkv_, proj_;
   std::function<void(const Tensor&)> on_qkv_;
 };

@@ -11,10 +11,10 @@ Attention::Attention(const MixerShape& shape)
   sub("proj", proj_);
 }
 
-Tensor Attention::mix(const Tensor& x) {
+Tensor Attention::attend(const Tensor& x, const Tensor& projected) {
   const int64_t b = x.size(0), t = x.size(1);
   const MixerShape& s = mixer_shape();
-  Tensor qkv = reshape(qkv_(x), {b, t, 3, s.heads, s.head_dim()});
+  Tensor qkv = reshape(projected, {b, t, 3, s.heads, s.head_dim()});
   if (on_qkv_) on_qkv_(qkv);
   return reshape(attention(qkv), {b, t, s.dim});
 }
