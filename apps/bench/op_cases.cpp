@@ -30,6 +30,7 @@
 #include "ops/reduce/op.h"
 #include "ops/scatter/op.h"
 #include "ops/softmax/op.h"
+#include "ops/token_embed/op.h"
 
 namespace occam {
 namespace {
@@ -153,6 +154,12 @@ class Cases {
           return Tensors{values(x), values({4 * d, d}), values({4 * d}), values({d, 4 * d}), values({d})};
         },
         [](const Tensors& t) { return mlp(t[0], t[1], t[2], t[3], t[4]); });
+    add(
+        "token_embed", x.str(),
+        [this, d] {
+          return Tensors{values({s_.batch, s_.tokens - 1, d}), values({1, d}), values({s_.tokens, d})};
+        },
+        [](const Tensors& t) { return token_embed(t[0], t[1], t[2]); });
     add(
         "layer_norm", x.str(),
         [this, x, d] {

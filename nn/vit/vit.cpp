@@ -6,6 +6,7 @@
 #include "ops/concat/op.h"
 #include "ops/elementwise/op.h"
 #include "ops/slice/op.h"
+#include "ops/token_embed/op.h"
 #include "ops/view/op.h"
 
 namespace occam {
@@ -57,11 +58,10 @@ void VisionTransformer::replace_mixer(int64_t i, const MixerChoice& choice, std:
 }
 
 Tensor VisionTransformer::embed(const Tensor& images) {
-  const int64_t b = images.size(0);
-  std::vector<Tensor> tokens{expand(cls_token_.value(), {b, 1, shape_.dim})};
-  if (dist_token_) tokens.push_back(expand(dist_token_->value(), {b, 1, shape_.dim}));
-  tokens.push_back(patch_embed_(images));
-  return pos_drop_(add(concat(tokens, 1), pos_embed_.value()));
+  Tensor prefix = cls_token_.value();
+  if (dist_token_) prefix = concat({prefix, dist_token_->value()}, 1);
+  return pos_drop_(token_embed(patch_embed_(images), reshape(prefix, {shape_.prefix_tokens(), shape_.dim}),
+                               reshape(pos_embed_.value(), {shape_.tokens(), shape_.dim})));
 }
 
 std::vector<Tensor> VisionTransformer::logits(const Tensor& images) {
