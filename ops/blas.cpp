@@ -42,7 +42,7 @@ constexpr int64_t kLongSum = 1024, kSumParts = 16, kMostPartial = int64_t{1} << 
 constexpr int64_t kLeastWideRows = 8;
 
 bool serves_wide(const Product& p) {
-  return p.dtype_ab == DType::f32 && wide_vectors() && p.batch == 1 && !p.trans_a && p.m >= kLeastWideRows;
+  return p.dtype_ab == DType::f32 && wide_vectors() && !p.trans_a && p.m >= kLeastWideRows;
 }
 
 /// Threads pack b together, then each makes a part of the rows, and of the columns where there are few rows.
@@ -97,10 +97,11 @@ void product_of_part(const Product& p, const T* a, int64_t lda, const T* b, int6
   gemm_cpu(p, a, int(lda), b, int(ldb), d, int(p.n));
 }
 
-/// d = sum over parts of k, each a product of one thread; row_sums on the way.
+/// d = sum over parts of k, each a product of one thread, and bias; row_sums on the way.
 template <class T>
 void product_by_sums(const Product& p, const T* a, int64_t lda, const T* b, int64_t ldb, T* d, int64_t ldd) {
   const int64_t size = p.m * p.n;
+  const T* bias = static_cast<const T*>(p.bias);
   const Tensor partial = empty({kSumParts, size}, {dtype_of<T>, kCPU});
   std::vector<double> sums(size_t(p.row_sums != nullptr ? kSumParts * p.m : 0), 0.0);
 #pragma omp parallel for schedule(static)
@@ -117,6 +118,7 @@ void product_by_sums(const Product& p, const T* a, int64_t lda, const T* b, int6
     for (int64_t c = 0; c < p.n; ++c) {
       T total = from[c];
       for (int64_t s = 1; s < kSumParts; ++s) total += from[s * size + c];
+      if (bias != nullptr) total += bias[c];
       d[r * ldd + c] = p.beta == 0 ? total : total + T(p.beta) * d[r * ldd + c];
     }
     if (p.row_sums == nullptr) continue;
@@ -221,7 +223,7 @@ void matrix_product(const Product& p, const void* a, const void* b, void* d) {
     bool small = work < 1e7 && work * double(p.batch) > 1e5;
 #pragma omp parallel for if (small)
     for (int64_t i = 0; i < p.batch; ++i)
-      gemm_cpu(p, x + i * p.stride_a, int(lda), y + i * p.stride_b, int(ldb), out + i * p.stride_d, int(ldd));
+      product_by_rows(p, x + i * p.stride_a, lda, y + i * p.stride_b, ldb, out + i * p.stride_d, ldd);
   });
 }
 

@@ -1,10 +1,11 @@
 #pragma once
-// Matrix products on either device behind one call; OpenBLAS on the CPU, cuBLASLt on a GPU.
+// Matrix products on either device behind one call: on the CPU own tiles (wide_product.h) or OpenBLAS, on a
+// GPU cuBLASLt.
 #include "core/tensor.h"
 
 namespace occam {
 
-/// Row-major d[m,n] = op(a)[m,k] op(b)[k,n] + beta d; op(x) is x or, with trans, its transpose. A batch
+/// Row-major d[m,n] = alpha op(a)[m,k] op(b)[k,n] + beta d; op(x) is x or, with trans, its transpose. A batch
 /// repeats it at the strides given. Pointers are those of contiguous tensors of `dtype_ab` (inputs) and
 /// `dtype_d` on `device`.
 struct Product {

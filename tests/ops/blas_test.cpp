@@ -92,7 +92,8 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{300, 20, 30, true, false, 1, 0, true, false},       // a transposed, few terms
                     Case{40, 24, 1023, true, false, 1, 0, false, false},     // just too few terms to be cut
                     Case{40, 24, 1024, true, false, 1, 0, false, true},      // and just enough
-                    Case{1, 3, 3001, true, false, 2, 0.5, false, true},      //
+                    Case{4, 16, 2000, true, false, 1, 0, true, false},       // a bias after the parts
+                    Case{1, 3, 3001, true, false, 2, 0.5, true, true},       // and beside row_sums
                     Case{65, 33, 2500, true, false, 1, 1, false, false},     //
                     Case{29, 48, 2500, true, false, 1, 0, false, true}));    // columns in whole vectors
 
@@ -108,6 +109,43 @@ INSTANTIATE_TEST_SUITE_P(
                     Case{45, 49, 515, false, false, 2, 0, false, false, false, true},
                     Case{57, 80, 20, false, false, 1, 0, false, false, false, true},
                     Case{130, 40, 1024, false, true, 1, 0, true, false, true}));  // rows of a far apart
+
+// Products of a batch share the threads or each is shared by them; rows, terms and strides of both kinds.
+TEST(CpuProducts, OfABatchAreThoseOfEachAlone) {
+  Rng rng(0, "batch");
+  struct Shape {
+    int64_t batch, m, n, k;
+    bool trans_b;
+  };
+  for (const Shape& s :
+       {Shape{5, 30, 20, 33, true}, Shape{3, 7, 20, 33, false}, Shape{2, 300, 200, 190, true}}) {
+    const int64_t lda = 2 * s.k, ldd = s.batch * s.n;  // d of all beside one another
+    const Tensor a = rand_normal({s.batch * s.m * lda}, 0, 1, rng);
+    const Tensor b = rand_normal({s.batch * s.n * s.k}, 0, 1, rng);
+    const Tensor d = empty({s.m * ldd}, {DType::f32, kCPU});
+    Product p{.trans_b = s.trans_b, .m = s.m, .n = s.n, .k = s.k, .lda = lda, .ldd = ldd};
+    p.batch = s.batch, p.stride_a = s.m * lda, p.stride_b = s.n * s.k, p.stride_d = s.n;
+    const int threads = omp_get_max_threads();
+    for (int count : {1, 3}) {
+      omp_set_num_threads(count);
+      matrix_product(p, a.data_ptr(), b.data_ptr(), d.data_ptr());
+      for (int64_t i = 0; i < s.batch; ++i) {
+        const float *x = a.data<float>() + i * p.stride_a, *y = b.data<float>() + i * p.stride_b;
+        for (int64_t r = 0; r < s.m; ++r)
+          for (int64_t c = 0; c < s.n; ++c) {
+            double want = 0, size = 0;
+            for (int64_t q = 0; q < s.k; ++q) {
+              const double term = double(x[r * lda + q]) * y[s.trans_b ? c * s.k + q : q * s.n + c];
+              want += term, size += std::abs(term);
+            }
+            ASSERT_NEAR(d.data<float>()[r * ldd + i * s.n + c], want, double(s.k + 4) * 0x1p-24 * size)
+                << "product " << i << ", row " << r << ", column " << c << ", " << count << " threads";
+          }
+      }
+    }
+    omp_set_num_threads(threads);
+  }
+}
 
 }  // namespace
 }  // namespace occam
