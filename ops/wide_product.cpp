@@ -137,24 +137,6 @@ OCCAM_WIDE [[gnu::always_inline]] inline void transpose16(const float* from, int
   for (int i = 0; i < kLanes; ++i) *reinterpret_cast<V*>(to + i * ld_to) = a[i];
 }
 
-/// One vector's columns of a panel, of `columns` numbers and zeros.
-OCCAM_WIDE void pack_vectors(bool trans, const float* b, int64_t ldb, int64_t k, int64_t columns, float* to,
-                             int64_t ld_to) {
-  int64_t done = 0;
-  if (trans)
-    for (; done + kLanes <= k; done += kLanes) transpose16(b + done, ldb, columns, to + done * ld_to, ld_to);
-  for (int64_t i = done; i < k; ++i) {
-    float* row = to + i * ld_to;
-    const float* from = trans ? b + i : b + i * ldb;
-    if (!trans && columns == kLanes) {
-      *reinterpret_cast<V*>(row) = *reinterpret_cast<const V*>(from);
-      continue;
-    }
-    for (int64_t c = 0; c < columns; ++c) row[c] = from[trans ? c * ldb : c];
-    for (int64_t c = columns; c < kLanes; ++c) row[c] = 0;
-  }
-}
-
 OCCAM_WIDE void copy_rows(const float* from, int64_t ld, int64_t rows, int64_t k, float* to) {
   for (int64_t r = 0; r < rows; ++r)
     for (int64_t i = 0; i < k; ++i) to[r * kCopied + i] = from[r * ld + i];
@@ -195,14 +177,31 @@ const float* rows_at(const WideProduct& p, int64_t row, int64_t term) {
 
 }  // namespace
 
+OCCAM_WIDE void wide_pack_vector(bool trans, const float* b, int64_t ldb, int64_t k, int64_t columns,
+                                 float* to, int64_t ld_to) {
+  int64_t done = 0;
+  if (trans)
+    for (; done + kLanes <= k; done += kLanes) transpose16(b + done, ldb, columns, to + done * ld_to, ld_to);
+  for (int64_t i = done; i < k; ++i) {
+    float* row = to + i * ld_to;
+    const float* from = trans ? b + i : b + i * ldb;
+    if (!trans && columns == kLanes) {
+      *reinterpret_cast<V*>(row) = *reinterpret_cast<const V*>(from);
+      continue;
+    }
+    for (int64_t c = 0; c < columns; ++c) row[c] = from[trans ? c * ldb : c];
+    for (int64_t c = columns; c < kLanes; ++c) row[c] = 0;
+  }
+}
+
 void wide_pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, int64_t first, int64_t last,
                float* to) {
   for (int64_t panel = first; panel < last; ++panel) {
     const int64_t column = panel * kWideColumns, end = std::min(n, column + kWideColumns);
     const int64_t width = wide_padded(end - column);
     for (int64_t c = column; c < end; c += kLanes)
-      pack_vectors(trans, b + (trans ? c * ldb : c), ldb, k, std::min(end - c, kLanes),
-                   to + column * k + c - column, width);
+      wide_pack_vector(trans, b + (trans ? c * ldb : c), ldb, k, std::min(end - c, kLanes),
+                       to + column * k + c - column, width);
   }
 }
 

@@ -17,6 +17,9 @@ constexpr int64_t wide_packed(int64_t k, int64_t n) { return wide_padded(n) * k;
 /// Panels first to last - 1; `to` is the place of panel 0.
 void wide_pack(bool trans, const float* b, int64_t ldb, int64_t k, int64_t n, int64_t first, int64_t last,
                float* to);
+/// One vector's columns, 16 at most and zeros beside them, of rows ld_to apart.
+void wide_pack_vector(bool trans, const float* b, int64_t ldb, int64_t k, int64_t columns, float* to,
+                      int64_t ld_to);
 
 /// d[m,n] = alpha op(a)[m,k] b[k,n] + beta d + bias; then gelu = GELU(d), which may be d, or d *=
 /// GELU'(slope_at).

@@ -1,11 +1,14 @@
 #include <algorithm>
+#include <cmath>
 #include <memory>
+#include <type_traits>
 #include <vector>
 
 #include "core/tensor.h"
 #include "core/vmath.h"
 #include "ops/blas.h"
 #include "ops/lstm/kernel.h"
+#include "ops/wide_product.h"
 
 namespace occam::kernels {
 
@@ -24,33 +27,19 @@ OCCAM_VECTORIZED void gates_of(Cell cell, const T* z, const T* recurrent, const 
   for (int64_t j = 3 * w; j < 4 * w; ++j) out[j] = sigmoid_of(out[j]);
 }
 
-/// One step of one image: c of the step before in, of this one out (of a GRU: h in f32). z and recurrent as
-/// above; all of a unit in one go, so that their chains of operations overlap.
-template <class T>
-[[gnu::always_inline]] inline void one_step(Cell cell, const T* __restrict z, const T* __restrict recurrent,
-                                            const T* __restrict bias, T* __restrict c, T* __restrict h,
-                                            int64_t w) {
-  auto gate = [&](int64_t j) __attribute__((always_inline)) { return z[j] + recurrent[j] + bias[j]; };
-  if (cell == Cell::gru) {
-    for (int64_t j = 0; j < w; ++j) {
-      T r = sigmoid_of(gate(j)), u = sigmoid_of(gate(w + j)),
-        n = tanh_of(gate(2 * w + j) + r * gate(3 * w + j));
-      h[j] = c[j] = n + u * (c[j] - n);
-    }
-    return;
-  }
-  for (int64_t j = 0; j < w; ++j) {
-    c[j] = sigmoid_of(gate(w + j)) * c[j] + sigmoid_of(gate(j)) * tanh_of(gate(2 * w + j));
-    h[j] = sigmoid_of(gate(3 * w + j)) * tanh_of(c[j]);
-  }
+/// e^-x; of |x| above 43, where 1 + it is 1 or large, as of 43.
+inline float exp_of_minus(float x) {
+  x = x < -43.0f ? -43.0f : x;
+  x = x > 43.0f ? 43.0f : x;
+  return vexp_near(-x);
 }
-template <class T>
-OCCAM_VECTORIZED void step(Cell cell, const T* z, const T* recurrent, const T* bias, T* c, T* h, int64_t w) {
-  one_step(cell, z, recurrent, bias, c, h, w);
-}
-template <class T>
-OCCAM_WIDE void step_wide(Cell cell, const T* z, const T* recurrent, const T* bias, T* c, T* h, int64_t w) {
-  one_step(cell, z, recurrent, bias, c, h, w);
+inline double gate_of(double x) { return sigmoid_of(x); }
+inline float gate_of(float x) { return 1.0f / (1.0f + exp_of_minus(x)); }
+/// sigmoid(x) tanh(y); of floats by one quotient for both, which errs by 2e-7 at most, also where y is small.
+inline double gated(double x, double y) { return sigmoid_of(x) * tanh_of(y); }
+inline float gated(float x, float y) {
+  const float p = exp_of_minus(x), q = exp_of_minus(2.0f * std::fabs(y));
+  return std::copysign((1.0f - q) / ((1.0f + p) * (1.0f + q)), y);
 }
 
 /// The step backwards: gh is the gradient of h_t, gc that of c_t (in) and of c_{t-1} (out); of a GRU, whose c
@@ -81,94 +70,140 @@ OCCAM_VECTORIZED void step_back(Cell cell, const T* gates, const T* c_before, co
   }
 }
 
-// The product of each step of the forward pass. For one image it is a matrix times a vector, 64 x 256 at the
-// usual width: too small for a library call, the processor waits unless many sums are on their way at once,
-// and the matrix, 64 KB, comes from the L2 cache. What the L1 cache still holds of it is what was read last,
-// so every other step goes through the matrix backwards.
+// The forward pass, 16 units at a time: the products of their gates with the state before, then their cells,
+// beside which the next products begin. For one image these are products of a matrix and a vector, 64 x 256
+// at the usual width: too small for a library call, and the matrix, 64 KB, comes from the L2 cache. What the
+// L1 cache still holds of it is what was read last, so every other step goes through the matrix backwards.
 
-constexpr int64_t kColumns = 64;  // the matrix comes in blocks of so many columns, the last ones 0
-constexpr int kSums = 8;          // vectors of sums at once: as many as hide the latency of an addition
+constexpr int64_t kUnits = 16, kColumns = 4 * kUnits;  // a block of the matrix: all gates of so many units
+constexpr int kSums = 8;  // vectors of sums at once for one image: as many as hide the latency of an addition
 
-/// w_hh [4w,w] as blocks [w,kColumns] for times_states, from a multiple of 64 bytes on.
+/// What a task carries through time.
 template <class T>
-T* transposed(const T* w_hh, int64_t w, int64_t columns, std::vector<T>& room) {
-  constexpr int64_t kTile = 16, kLine = 64 / sizeof(T);
-  room.assign(size_t(w * columns + kLine), T(0));
-  T* out =
-      room.data() + (kLine - int64_t(reinterpret_cast<uintptr_t>(room.data()) / sizeof(T) % kLine)) % kLine;
-  for (int64_t j0 = 0; j0 < 4 * w; j0 += kColumns)
-    for (int64_t k0 = 0; k0 < w; k0 += kTile)
-      for (int64_t j = j0; j < std::min(4 * w, j0 + kColumns); ++j) {
-        const T* from = w_hh + j * w + k0;
-        T* to = out + (j0 / kColumns * w + k0) * kColumns + j - j0;
-        if (k0 + kTile <= w)
-#pragma GCC unroll 16
-          for (int64_t k = 0; k < kTile; ++k) to[k * kColumns] = from[k];
-        else
-          for (int64_t k = 0; k < w - k0; ++k) to[k * kColumns] = from[k];
-      }
-  return out;
+struct Chain {
+  const LstmForwardCpu<T>& a;
+  int64_t direction, head, first, rows;
+  const T *z, *matrix;  // w_ih x + biases of the task's rows; w_hh in blocks [w,4,kUnits]
+  T *h[2], *c, *sums;   // [rows,w]; the state before step n is h[n % 2]; [rows,kColumns]
+};
+
+/// w_hh [4w,w] in blocks, units beyond the last 0.
+template <class T>
+void in_blocks(const T* w_hh, int64_t w, T* to) {
+  const bool wide = wide_vectors();
+  for (int64_t gate = 0; gate < 4; ++gate)
+    for (int64_t unit = 0; unit < w; unit += kUnits) {
+      const int64_t units = std::min(kUnits, w - unit);
+      const T* from = w_hh + (gate * w + unit) * w;
+      T* out = to + unit / kUnits * w * kColumns + gate * kUnits;
+      if constexpr (std::is_same_v<T, float>)
+        if (wide) {
+          wide_pack_vector(true, from, w, w, units, out, kColumns);
+          continue;
+        }
+      for (int64_t j = 0; j < kUnits; ++j)
+        for (int64_t k = 0; k < w; ++k) out[k * kColumns + j] = j < units ? from[j * w + k] : T(0);
+    }
 }
 
 /// out[kImages, kPacks * kPack] = h[kImages, w] times so many columns of a block; all sums in registers, of
 /// kParts parts of the terms apart.
 template <int kImages, int kPacks, int kParts, int kPack, class T>
-[[gnu::always_inline]] inline void times_columns(const T* h, const T* block, T* out, int64_t w,
-                                                 int64_t columns, bool back) {
+[[gnu::always_inline]] inline void times_columns(const T* h, const T* block, T* out, int64_t w, bool back) {
   typedef T V __attribute__((vector_size(kPack * sizeof(T)), aligned(sizeof(T)), may_alias));
   V sum[kParts][kImages][kPacks] = {};
-  auto add = [&](int64_t n, int part) __attribute__((always_inline)) {
-    const int64_t k = back ? w - 1 - n : n;
-    const V* row = reinterpret_cast<const V*>(block + k * kColumns);
+  const int64_t next = back ? -1 : 1;
+  if (back) h += w - 1, block += (w - 1) * kColumns;
+  auto add = [&](int part) __attribute__((always_inline)) {
+    const V* row = reinterpret_cast<const V*>(block);
 #pragma GCC unroll 8
     for (int r = 0; r < kImages; ++r)
 #pragma GCC unroll 8
-      for (int q = 0; q < kPacks; ++q) sum[part][r][q] += h[r * w + k] * row[q];
+      for (int q = 0; q < kPacks; ++q) sum[part][r][q] += h[r * w] * row[q];
+    h += next, block += next * kColumns;
   };
-  int64_t n = 0;
-  for (; n + kParts <= w; n += kParts)
+  int64_t n = w;
+  for (; n >= kParts; n -= kParts)
 #pragma GCC unroll 8
-    for (int part = 0; part < kParts; ++part) add(n + part, part);
-  for (; n < w; ++n) add(n, 0);
+    for (int part = 0; part < kParts; ++part) add(part);
+  for (; n > 0; --n) add(0);
 #pragma GCC unroll 8
   for (int r = 0; r < kImages; ++r)
 #pragma GCC unroll 8
     for (int q = 0; q < kPacks; ++q) {
 #pragma GCC unroll 8
       for (int part = 1; part < kParts; ++part) sum[0][r][q] += sum[part][r][q];
-      reinterpret_cast<V*>(out + r * columns)[q] = sum[0][r][q];
+      reinterpret_cast<V*>(out + r * kColumns)[q] = sum[0][r][q];
     }
 }
 
-/// out [images,columns] = h [images,w] times the matrix, by vectors of kPack.
+/// out [images,kColumns] = h [images,w] times a block, by vectors of kPack.
 template <int kPack, class T>
-[[gnu::always_inline]] inline void times_matrix(const T* h, const T* matrix, T* out, int64_t images,
-                                                int64_t w, int64_t columns, bool back) {
-  constexpr int kPacks = std::min(kSums, int(kColumns) / kPack);
-  const int64_t blocks = columns / kColumns;
-  for (int64_t n = 0; n < blocks; ++n) {
-    const int64_t which = back ? blocks - 1 - n : n;
-    const T* block = matrix + which * w * kColumns;
-    T* to = out + which * kColumns;
-    int64_t r = 0;
-    for (; r + 4 <= images; r += 4)
-      for (int64_t j = 0; j < kColumns; j += 2 * kPack)
-        times_columns<4, 2, 1, kPack>(h + r * w, block + j, to + r * columns + j, w, columns, back);
-    for (; r < images; ++r)
-      for (int64_t j = 0; j < kColumns; j += kPacks * kPack)
-        times_columns<1, kPacks, kSums / kPacks, kPack>(h + r * w, block + j, to + r * columns + j, w,
-                                                        columns, back);
+[[gnu::always_inline]] inline void times_block(const T* h, const T* block, T* out, int64_t images, int64_t w,
+                                               bool back) {
+  constexpr int kPacks = std::min(kSums, int(kColumns) / kPack), kOfFour = kPack * sizeof(T) == 64 ? 4 : 2;
+  int64_t r = 0;
+  for (; r + 4 <= images; r += 4)
+    for (int64_t j = 0; j < kColumns; j += kOfFour * kPack)
+      times_columns<4, kOfFour, 1, kPack>(h + r * w, block + j, out + r * kColumns + j, w, back);
+  for (; r < images; ++r)
+    for (int64_t j = 0; j < kColumns; j += kPacks * kPack)
+      times_columns<1, kPacks, kSums / kPacks, kPack>(h + r * w, block + j, out + r * kColumns + j, w, back);
+}
+
+/// Cells of up to kUnits units: c of the step before in, of this one out (of a GRU: h in f32). Gates are
+/// z [4,w] + sums [4,kUnits]. All of a unit in one go, so that their chains of operations overlap.
+template <class T>
+[[gnu::always_inline]] inline void cells_of(Cell cell, const T* __restrict z, const T* __restrict sums,
+                                            T* __restrict c, T* __restrict h, T* __restrict y, int64_t w,
+                                            int64_t units) {
+  auto gate = [&](int64_t g, int64_t j) __attribute__((always_inline)) {
+    return z[g * w + j] + sums[g * kUnits + j];
+  };
+  if (cell == Cell::gru) {
+    for (int64_t j = 0; j < units; ++j) {
+      T r = gate_of(gate(0, j)), u = gate_of(gate(1, j)), n = tanh_of(gate(2, j) + r * gate(3, j));
+      h[j] = y[j] = c[j] = n + u * (c[j] - n);
+    }
+    return;
+  }
+  for (int64_t j = 0; j < units; ++j) {
+    c[j] = gate_of(gate(1, j)) * c[j] + gated(gate(0, j), gate(2, j));
+    h[j] = y[j] = gated(gate(3, j), c[j]);
+  }
+}
+
+/// Step n of all images.
+template <int kPack, class T>
+[[gnu::always_inline]] inline void one_step(const Chain<T>& t, int64_t n) {
+  const LstmShape& s = t.a.s;
+  const int64_t w = s.w, blocks = (w + kUnits - 1) / kUnits, begin = s.begin(t.first);
+  const bool back = n % 2 == 1;
+  for (int64_t i = 0; i < blocks; ++i) {
+    const int64_t block = back ? blocks - 1 - i : i, unit = block * kUnits,
+                  units = std::min(kUnits, w - unit);
+    times_block<kPack>(t.h[n % 2], t.matrix + block * w * kColumns, t.sums, t.rows, w, back);
+    for (int64_t r = 0; r < t.rows; ++r) {
+      if (n >= s.length(t.first + r)) continue;
+      const int64_t row = s.row(t.first + r, t.direction, n), at = r * w + unit,
+                    out = (row * s.h + t.head) * 2 * w + t.direction * w + unit;
+      const T *z = t.z + (row - begin) * 4 * w + unit, *sums = t.sums + r * kColumns;
+      T *c = t.c + at, *h = t.h[(n + 1) % 2] + at;
+      if (units == kUnits)
+        cells_of(s.cell, z, sums, c, h, t.a.y + out, w, kUnits);
+      else
+        cells_of(s.cell, z, sums, c, h, t.a.y + out, w, units);
+      if (t.a.cells != nullptr) std::copy(c, c + units, t.a.cells + out);
+    }
   }
 }
 template <class T>
-OCCAM_VECTORIZED void times_states(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
-                                   int64_t columns, bool back) {
-  times_matrix<32 / sizeof(T)>(h, matrix, out, images, w, columns, back);
+OCCAM_VECTORIZED void step(const Chain<T>& t, int64_t n) {
+  one_step<32 / sizeof(T)>(t, n);
 }
 template <class T>
-OCCAM_WIDE void times_states_wide(const T* h, const T* matrix, T* out, int64_t images, int64_t w,
-                                  int64_t columns, bool back) {
-  times_matrix<64 / sizeof(T)>(h, matrix, out, images, w, columns, back);
+OCCAM_WIDE void step_wide(const Chain<T>& t, int64_t n) {
+  one_step<64 / sizeof(T)>(t, n);
 }
 
 /// Both biases of a (direction, head) in one.
@@ -203,14 +238,11 @@ int64_t longest(const LstmShape& s, int64_t first, int64_t images) {
 template <class T>
 void lstm_fwd_cpu(const LstmForwardCpu<T>& a) {
   const LstmShape s = a.s;
-  const int64_t w = s.w;
-  const bool wide = wide_vectors();
+  const int64_t w = s.w, matrix_size = (w + kUnits - 1) / kUnits * kUnits * 4 * w;
+  const auto step_of = wide_vectors() ? step_wide<T> : step<T>;
   for_each_task(s, [&](int64_t direction, int64_t head, int64_t first, int64_t rows) {
     int64_t which = direction * s.h + head;
-    const int64_t columns = (4 * w + kColumns - 1) / kColumns * kColumns;
     const std::vector<T> bias = bias_of<T>(a, which);
-    std::vector<T> room, h(size_t(rows * w), T(0)), c(size_t(rows * w), T(0)),
-        recurrent(size_t(rows * columns));
     // z of the task's rows, which follow one another: of one image it stays in the L2 cache until it is read.
     const int64_t begin = s.begin(first), count = s.begin(first + rows) - begin;
     const std::unique_ptr<T[]> z(new T[size_t(count * 4 * w)]);
@@ -220,22 +252,23 @@ void lstm_fwd_cpu(const LstmForwardCpu<T>& a) {
                     .m = count,
                     .n = 4 * w,
                     .k = a.width,
-                    .lda = s.h * a.width},
+                    .lda = s.h * a.width,
+                    .bias = bias.data()},
                    a.x + (begin * s.h + head) * a.width, a.w_ih + which * 4 * w * a.width, z.get());
-    const T* matrix = transposed(a.w_hh + which * 4 * w * w, w, columns, room);
-    for (int64_t n = 0; n < longest(s, first, rows); ++n) {
-      (wide ? times_states_wide<T> : times_states<T>)(h.data(), matrix, recurrent.data(), rows, w, columns,
-                                                      n % 2 == 1);
-      for (int64_t r = 0; r < rows; ++r) {
-        if (n >= s.length(first + r)) continue;
-        int64_t row = s.row(first + r, direction, n), out = (row * s.h + head) * 2 * w + direction * w;
-        T *hr = h.data() + r * w, *cr = c.data() + r * w;
-        (wide ? step_wide<T> : step<T>)(s.cell, z.get() + (row - begin) * 4 * w,
-                                        recurrent.data() + r * columns, bias.data(), cr, hr, w);
-        std::copy(hr, hr + w, a.y + out);
-        if (a.cells != nullptr) std::copy(cr, cr + w, a.cells + out);
-      }
-    }
+    const Tensor matrix = empty({matrix_size}, {dtype_of<T>, kCPU});
+    in_blocks(a.w_hh + which * 4 * w * w, w, matrix.data<T>());
+    std::vector<T> state(size_t(3 * rows * w), T(0)), sums(size_t(rows * kColumns));
+    const Chain<T> chain{a,
+                         direction,
+                         head,
+                         first,
+                         rows,
+                         z.get(),
+                         matrix.data<T>(),
+                         {state.data(), state.data() + rows * w},
+                         state.data() + 2 * rows * w,
+                         sums.data()};
+    for (int64_t n = 0; n < longest(s, first, rows); ++n) step_of(chain, n);
   });
 }
 
