@@ -21,7 +21,10 @@ void attention_forward_cpu(const AttentionCpu<T>& a);
 template <class T>
 void attention_backward_cpu(const AttentionCpu<T>& a);
 
-/// The same by vectors of 64 bytes (`ops/wide_product.h`).
+/// The same by vectors of 64 bytes (`ops/wide_product.h`), to which the functions above go on for f32 where
+/// the processor has them. Both are there since the plain one serves f64 and every other processor by whole
+/// products of matrix_product, and this one packs keys and values once a head and pads rows of scores to
+/// whole vectors, so that nothing of a tile, the softmax neither, has a rest apart.
 void attention_forward_wide(const AttentionCpu<float>& a);
 void attention_backward_wide(const AttentionCpu<float>& a);
 
