@@ -3,9 +3,9 @@
 # Usage: stale_records.sh            list
 #        stale_records.sh hash OP    print the hash that a record of OP must hold
 cd "$(dirname "$0")/../.."
-# Sources of an op's kernels: CUDA's headers, its own, and those that some ops share where it includes them.
+# Sources of an op's kernels: CUDA's headers, its own (cpu*.h are not), and those that some ops share where it includes them.
 hash_of() {
-  own=$(ls "ops/$1"/*.h "ops/$1"/*.cu "ops/$1"/*.cuh 2>/dev/null)
+  own=$(ls "ops/$1"/*.h "ops/$1"/*.cu "ops/$1"/*.cuh 2>/dev/null | grep -v '/cpu[^/]*\.h$')
   shared=
   grep -qs '"ops/scan\.' $own /dev/null && shared="core/rows.h ops/scan.h ops/scan.cuh"
   grep -qs '"core/rows\.h"' $own /dev/null && shared="core/rows.h $shared"
