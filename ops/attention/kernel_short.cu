@@ -145,9 +145,11 @@ void attention_fwd_short(const Attention<bf16>& a, void* stream) {
     constexpr int kAll = kGroups<kTokens>;
     auto kernel = attention_short_fwd<kTokens>;
     int64_t heads = a.b * a.h, at_once = int64_t(device_limits().sm_count) * kBlocks<kTokens>;
-    // Few heads: a block for each 64 queries, so that more multiprocessors share the work.
+    // Few heads: a block for each 64 queries, so that more multiprocessors share the work. None without
+    // queries: it would end while values are still on their way into its memory.
     bool split = heads * kAll <= device_limits().sm_count;
-    dim3 grid = split ? dim3(unsigned(heads), unsigned(kAll)) : dim3(unsigned(std::min(heads, at_once)));
+    dim3 grid = split ? dim3(unsigned(heads), unsigned(div_up<int64_t>(a.t, 64)))
+                      : dim3(unsigned(std::min(heads, at_once)));
     const int64_t bytes = bytes_of<kTokens>(heads > grid.x ? 2 : 1);
     allow_shared(kernel, "attention_short_fwd", bytes);
     launch_chained(kernel, "attention_short_fwd", {grid, unsigned(split ? kGroup : kAll * kGroup), bytes},
