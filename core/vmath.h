@@ -91,7 +91,8 @@ inline float vnormal(float x) {
   r = r * a + 0.4591938404723011f;
   r = r * a + 1.1511064656684666f;
   r = r * a + 1.0f;
-  const float tail = vexp2_near(r > 126.0f ? -126.0f : -r);
+  const float near = vexp2_near(-r),
+              tail = r > 126.0f ? 0.0f : near;  // a product with x may follow: not 2^-126
   return x < 0 ? tail : 1.0f - tail;
 }
 
@@ -104,8 +105,8 @@ inline float normal_of(float x) { return vnormal(x); }
 inline double normal_of(double x) { return 0.5 * std::erfc(x * -0.70710678118654752440); }
 /// e^(-x^2 / 2)
 inline float bell_of(float x) {
-  const float a = -0.72134752f * x * x;
-  return vexp2_near(a < -126.0f ? -126.0f : a);
+  const float a = -0.72134752f * x * x, near = vexp2_near(a);
+  return a < -126.0f ? 0.0f : near;
 }
 inline double bell_of(double x) { return std::exp(-0.5 * x * x); }
 template <class T>

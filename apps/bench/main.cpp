@@ -119,6 +119,9 @@ class Bench {
     find_mixer(config_.bench.mixer);
     if (verb == "row" && name == "list") return list_rows();
     if (verb == "agree") return agree();
+    OCCAM_CHECK(
+        config_.bench.tokens.empty() || verb == "mixer" || verb == "op", ErrorKind::usage,
+        "bench.tokens is for bench mixer and bench op; a model's tokens follow from model.image_size");
     const std::vector<std::function<void()>> parts = verb == "model"   ? models()
                                                      : verb == "row"   ? rows(name)
                                                      : verb == "op"    ? ops(name)
@@ -227,10 +230,6 @@ class Bench {
   Parts ops(const std::string& name) {
     OpSizes sizes;
     if (!app_.device().is_cuda()) sizes.batch = 8;
-    OCCAM_CHECK(config_.bench.batch.size() <= 1, ErrorKind::usage, "bench op: bench.batch is one number");
-    if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
-    OCCAM_CHECK(config_.bench.tokens.size() <= 1, ErrorKind::usage, "bench op: bench.tokens is one number");
-    if (!config_.bench.tokens.empty()) sizes.tokens = config_.bench.tokens[0];
     if (config_.bench.tiny)
       sizes = {.batch = 2,
                .tokens = 5,
@@ -240,6 +239,10 @@ class Bench {
                .image = 16,
                .patch = 8,
                .parameters = 1000};
+    OCCAM_CHECK(config_.bench.batch.size() <= 1, ErrorKind::usage, "bench op: bench.batch is one number");
+    if (!config_.bench.batch.empty()) sizes.batch = config_.bench.batch[0];
+    OCCAM_CHECK(config_.bench.tokens.size() <= 1, ErrorKind::usage, "bench op: bench.tokens is one number");
+    if (!config_.bench.tokens.empty()) sizes.tokens = config_.bench.tokens[0];
     const DType dtype = compute_dtype_of(config_.precision);
     const std::vector<OpCase> cases = op_cases(name, sizes, app_.device(), dtype);
     OCCAM_CHECK(!cases.empty(), ErrorKind::usage,

@@ -77,9 +77,12 @@ std::vector<Json> time_op(const OpCase& c, Device device, DType dtype, const Tim
   }
   if (!requires_grad(y)) return lines;
   // One op: its backward alone, again and again on what it saved. Several: a whole pass, less its forward.
-  const bool alone = work.calls == 1;
+  bool alone = work.calls == 1;
   Edge last{y.impl().autograd->node, y.impl().autograd->output};
-  while (alone && last.node->name() != work.op) last = last.node->edges.at(0);  // views of what it gave
+  while (alone && last.node->name() != work.op) {  // views of what it gave
+    alone = !last.node->edges.empty() && last.node->edges[0].node;
+    if (alone) last = last.node->edges[0];
+  }
   const Tensor gy = ones(alone ? last.node->outputs[size_t(last.output)].shape : y.shape(), options_of(y));
   Replay replay(device);
   const auto backward_pass = [&] {

@@ -26,6 +26,8 @@ Chain& chain() {
   return *newest;
 }
 
+thread_local uint64_t seen = 0;  // work_count() when this thread asked joins_chain()
+
 bool overlap(const Memory& a, const Memory& b) {
   const auto x = reinterpret_cast<uintptr_t>(a.begin), y = reinterpret_cast<uintptr_t>(b.begin);
   return x < y + uintptr_t(b.bytes) && y < x + uintptr_t(a.bytes);
@@ -36,7 +38,8 @@ bool overlap(const Memory& a, const Memory& b) {
 bool joins_chain(void* stream, const ChainMemory& memory) {
   if (device_limits().capability < 90) return false;
   std::lock_guard lock(chain_mutex());
-  if (chain().stream != stream || chain().work != work_count()) return false;
+  seen = work_count();
+  if (chain().stream != stream || chain().work != seen) return false;
   if (chain().written.size() >= kMostWritten) return false;
   for (const Memory& early : memory.early)
     for (const Memory& written : chain().written)
@@ -48,8 +51,11 @@ void extend_chain(void* stream, const ChainMemory& memory, bool joined) {
   std::lock_guard lock(chain_mutex());
   Chain& newest = chain();
   if (!joined) newest.written.clear();
-  newest.stream = stream;
-  newest.work = work_count();
+  // Its launch is the one piece of work since; where another thread queued some too, nothing joins this
+  // kernel.
+  const bool alone = work_count() == seen + 1;
+  newest.stream = alone ? stream : nullptr;
+  newest.work = seen + 1;
   newest.written.insert(newest.written.end(), memory.written.begin(), memory.written.end());
 }
 

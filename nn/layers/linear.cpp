@@ -21,6 +21,7 @@ Tensor Linear::fused(const Tensor& x, LayerNorm* norm, const Tensor& residual) {
     Tensor y = (*this)(norm != nullptr ? (*norm)(x) : x);
     return residual ? add(residual, y) : y;
   }
+  if (norm == nullptr && !residual) return (*this)(x);
   Scope scope(name());
   LinearSurroundings around{.activation = activation_, .residual = residual};
   if (norm != nullptr)

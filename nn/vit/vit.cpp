@@ -74,8 +74,8 @@ std::vector<Tensor> VisionTransformer::logits(const Tensor& images) {
   r.x = slice(r.x, 1, 0, shape_.prefix_tokens());
   if (r.branch) r.branch = slice(r.branch, 1, 0, shape_.prefix_tokens());
   // A stream without a branch comes from blocks that compute few rows: then the head does the norm.
-  LayerNorm* norm = r.branch ? nullptr : &norm_;
-  const Tensor x = r.branch ? norm_.add_and_normalise(r) : r.x;
+  LayerNorm* norm = r.branch || norm_.has_hooks() ? nullptr : &norm_;
+  const Tensor x = r.branch ? norm_.add_and_normalise(r) : norm != nullptr ? r.x : norm_(r.x);
   auto classify = [&](Linear& head, int64_t token) {
     return cast(head.fused(select(x, 1, token), norm), DType::f32);
   };

@@ -226,6 +226,7 @@ TEST_F(Bench, RefusesWhatItDoesNotKnow) {
   refused({"op", "softmax", "bench.tokens=[65,90]"}, {"bench op: bench.tokens is one number"});
   refused({"mixer", "pool", "bench.mixers=[dwconv]"}, {"bench.mixers is for bench mixer all", "pool"});
   refused({"op", "softmax", "bench.batch=[1,2]"}, {"bench op: bench.batch is one number"});
+  refused({"model", "bench.tokens=65"}, {"bench.tokens", "model.image_size"});
   refused({"model", "bench.batch=0"}, {"bench.batch"});
   refused({"model", "bench.profile_steps=2"}, {"bench.profile_steps", "out.dir"});
   refused(Words{"model", "bench.mode=distill", "bench.mixer=identity", "bench.batch=1"} + tiny_model(),

@@ -156,7 +156,8 @@ void attention_agrees(int64_t b, int64_t t, int64_t h, int64_t d, bool masked) {
   w.key_mask = a.key_mask, w.y = y64.data(), w.lse = lse64.data(), w.gy = gy64.data(), w.gqkv = gqkv64.data();
   attention_forward_cpu(w);
   attention_backward_cpu(w);
-  // Sums of t and d terms of a few, and of rows of probabilities.
+  // Four sums follow one another (scores, rows of probabilities, outputs, gradients), each of at most t + d
+  // terms, which a few roundings make, of magnitudes that add up to at most 4 of what comes out: 4 x 4.
   const double allowed = double(t + d + 8) * 0x1p-24 * 16;
   auto near = [&](const Floats& got, const std::vector<double>& want, const char* what) {
     for (size_t i = 0; i < want.size(); ++i) {

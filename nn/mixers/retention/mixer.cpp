@@ -36,10 +36,10 @@ class Retain : public RaggedCore {
     const int64_t b = x.size(0), t = x.size(1), h = x.size(2), w = x.size(3);
     auto [q, k, v] = split_qkv(qkv_(x), n_);
     if (log_decay_.device() != x.device()) log_decay_ = raw::to(log_decay_, x.device());
-    if (!log_decays_ || !(log_decays_.shape() == Shape{b, t, 2, h}) || log_decays_.device() != x.device())
-      log_decays_ = raw::contiguous(raw::expand(log_decay_, {b, t, 2, h}));
+    // Made anew in each call: a captured step must find it where it was, whatever other batches came between.
+    const Tensor log_decays = raw::contiguous(raw::expand(log_decay_, {b, t, 2, h}));
     const Tensor scale = rows ? row_scale(rows, x) : row_scale(t, options_of(q));
-    Tensor y = scan_of(for_both(q * scale), for_both(k), for_both(v), log_decays_, {.merge = true}, rows);
+    Tensor y = scan_of(for_both(q * scale), for_both(k), for_both(v), log_decays, {.merge = true}, rows);
     return reshape(y, {b, t, h, w});
   }
 
@@ -75,7 +75,6 @@ class Retain : public RaggedCore {
   GroupedLinear qkv_;
   std::vector<float> logs_;  // of each head's decay
   Tensor log_decay_;         // the same [1,1,1,h]
-  Tensor log_decays_;        // and [b,t,2,h], as the scan reads them; made once for a size
   Tensor row_scale_;
 };
 
