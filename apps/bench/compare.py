@@ -111,6 +111,8 @@ class Comparison:
         for name in self.chosen + (args.autotune or []):
             if name not in self.rows:
                 fail(f"there is no row '{name}'; rows: {', '.join(self.rows)}", 2)
+        if args.list:
+            return  # nothing is made
         try:
             self.results = Results(args.out)
         except OSError as error:

@@ -331,7 +331,7 @@ std::vector<OpCase> op_cases(const std::string& op, const OpSizes& sizes, Device
 }
 
 std::vector<std::string> ops_without_case() {
-  const std::vector<std::string> views{"reshape", "permute", "expand", "slice", "split"};
+  const std::vector<std::string> views{"reshape", "permute", "expand", "slice", "split", "clear_unused"};
   std::vector<std::string> missing;
   const Cases cases(OpSizes{}, kCPU, DType::f32);
   for (const std::string& name : op_names()) {

@@ -5,10 +5,12 @@
 
 #include "apps/bench/op.h"
 #include "autograd/node.h"
+#include "core/check.h"
 #include "core/rng.h"
 #include "ops/activation/op.h"
 #include "ops/diagonal_scan/op.h"
 #include "ops/dwconv/op.h"
+#include "ops/grid_lines/op.h"
 #include "ops/matrix_scan/op.h"
 #include "ops/rms_norm/op.h"
 #include "ops/s4d/op.h"
@@ -33,6 +35,9 @@ struct In {
 
 Sequences mixed_sequences(const OpSizes& s, Device device) {
   Rng rng(0, "lengths");
+  OCCAM_CHECK(s.batch <= INT32_MAX / s.tokens, ErrorKind::usage,
+              "bench op: {} images of {} tokens are more rows than offsets of sequences count", s.batch,
+              s.tokens);
   const int64_t shortest = (s.tokens + 4) / 5;
   std::vector<int32_t> offsets{0};
   for (int64_t i = 0; i < s.batch; ++i)
@@ -165,6 +170,17 @@ std::vector<OpCase> scan_cases(const OpSizes& s, Device device, DType dtype) {
       [](const Tensors& in) { return gate_maximum(detach(in[0]), detach(in[1])); });
   add("exponential_gates", "a gate a head", {{{b, t, 2, h}}, {{b, t, 2, h}}, {{b, t, 2, h}, 0, 3}},
       [](const Tensors& in) { return exponential_gates(in[0], in[1], detach(in[2])).scale; });
+  const PatchGrid patches{1, grid, grid};
+  const int64_t line = 1 + grid;
+  add("grid_lines", "rows and columns", {{{b, 1 + grid * grid, c}}},
+      [patches](const Tensors& in) { return grid_lines(in[0], patches, Along::both); });
+  add("grid_tokens", "rows and columns, both directions", {{{b * grid, line, 2, h, 2 * w}}},
+      [patches](const Tensors& in) { return grid_tokens(in[0], patches, Along::both); });
+  add("grid_project", "rows and columns, both directions",
+      {{{b * grid, line, 2, h, 2 * w}}, {{h, w, 4 * w}, -small, small}, {{h, w}}},
+      [patches](const Tensors& in) {
+        return grid_project(detach(in[0]), patches, Along::both, detach(in[1]), detach(in[2]));
+      });
   for (int64_t k : {3, 7})
     add("dwconv", fmt::format("{0} x {0}", k), {{{b, 1 + grid * grid, c}}, {{k, k, c}}, {{2, c}}, {{c}}},
         [grid](const Tensors& in) { return dwconv(in[0], in[1], in[2], in[3], grid, grid); });
